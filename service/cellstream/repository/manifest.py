@@ -1,0 +1,144 @@
+"""What a model version says of itself: `manifest.json`, the contract between export and serving.
+
+A model is what its manifest says: what it takes, what it answers, and any number of named state tensors
+that a session carries from step to step. `hidden` and `cell` are two such names; nothing here or in the
+engine says LSTM.
+
+The step graph (`model.onnx`) has
+    inputs   the input [time, batch] int64 or [time, batch, features] float32, then one tensor for each state
+    outputs  each output [time, batch, ...], each state after the last step, each gate [time, batch, layers, units]
+The head graph (`head.onnx`) takes the states that it needs, and gives each output [batch, ...].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Input(_Frozen):
+    """What a step takes.
+
+    Attributes:
+        name: The graph's input.
+        kind: `tokens`: int64 ids [time, batch]; `values`: float32 frames [time, batch, features].
+        vocabulary_size: How many tokens there are; None for values.
+        features: How many numbers a frame has; None for tokens.
+    """
+
+    name: str
+    kind: Literal["tokens", "values"]
+    vocabulary_size: PositiveInt | None = None
+    features: PositiveInt | None = None
+
+
+class Output(_Frozen):
+    """What a step answers; the graph's tensor is float32 [time, batch, *shape].
+
+    Attributes:
+        name: The graph's output, and its name on the wire.
+        kind: `log_probabilities` over the next token (natural logarithm), or the next `values`.
+        shape: Its shape for one step of one session.
+    """
+
+    name: str
+    kind: Literal["log_probabilities", "values"]
+    shape: tuple[PositiveInt, ...]
+
+
+class State(_Frozen):
+    """A tensor that a session carries from step to step.
+
+    Attributes:
+        name: Its name on the wire: `hidden`, `cell`.
+        input: The graph's input that takes it.
+        output: The graph's output that gives it after the last step.
+        dtype: As numpy writes it.
+        shape: Its shape for one session, without the batch axis.
+        batch_axis: Where the graph's tensor has the batch axis.
+        initial: What every element is before the first token.
+    """
+
+    name: str
+    input: str
+    output: str
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[PositiveInt, ...]
+    batch_axis: int = Field(default=0, ge=0)
+    initial: float = 0.0
+
+
+class Gate(_Frozen):
+    """A gate that the graph shows, float32 [time, batch, layers, units].
+
+    Attributes:
+        name: The graph's output, and its name on the wire: forget, input, output, candidate, reset, update.
+        shape: (layers, units).
+    """
+
+    name: str
+    shape: tuple[PositiveInt, PositiveInt]
+
+
+class File(_Frozen):
+    """A file of the version, as it was when the manifest was written."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Architecture(_Frozen):
+    """Sizes, for people; serving does not read them."""
+
+    cell: str
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    embedding_size: PositiveInt | None = None
+    parameters: PositiveInt
+
+
+class Manifest(_Frozen):
+    """`manifest.json`.
+
+    Attributes:
+        format: Which manifest this is; 1.
+        name: The model's name.
+        version: A positive integer; the highest wins.
+        created: When it was exported, ISO 8601, UTC.
+        architecture: Sizes, for people.
+        input: What a step takes.
+        outputs: What a step answers; the first is the prediction.
+        states: What a session carries.
+        gates: What the graph shows of its inside.
+        step_graph: The file of the graph that serves.
+        head_graph: The file of the graph from states to outputs.
+        tokenizer: The tokeniser's file; None for values.
+        files: Every file of the version but the manifest, by name.
+        training_data_sha256: Digest of the data it was trained on; None if it was not trained.
+        metrics: What it was measured at: `heldout_bits_per_character`, and the like.
+        proof: What the export compared, and the largest differences found.
+        versions: Of the packages that made it.
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: PositiveInt
+    created: str
+    architecture: Architecture
+    input: Input
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    states: tuple[State, ...] = Field(min_length=1)
+    gates: tuple[Gate, ...] = ()
+    step_graph: str = "model.onnx"
+    head_graph: str = "head.onnx"
+    tokenizer: str | None = None
+    files: dict[str, File]
+    training_data_sha256: str | None = None
+    metrics: dict[str, float] = {}
+    proof: dict[str, float | int | bool | str] = {}
+    versions: dict[str, str] = {}
