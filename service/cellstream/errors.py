@@ -323,6 +323,12 @@ class TrainingFailed(SetupError):
     reason = "TRAINING_FAILED"
 
 
+class CheckpointInvalid(SetupError):
+    """A checkpoint of training is not whole, or not one that this version reads."""
+
+    reason = "CHECKPOINT_INVALID"
+
+
 class ExportUnproven(SetupError):
     """The exported graph does not do what the PyTorch model does; nothing was written."""
 
@@ -345,6 +351,12 @@ class ManifestInvalid(RepositoryError):
     """The manifest is not one that this version reads."""
 
     reason = "MANIFEST_INVALID"
+
+
+class TokenizerInvalid(RepositoryError):
+    """A tokeniser's file is not one that this version reads."""
+
+    reason = "TOKENIZER_INVALID"
 
 
 class DigestMismatch(RepositoryError):

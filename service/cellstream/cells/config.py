@@ -148,7 +148,7 @@ class StackConfig:
         """
         values = json.loads(text)
         if not isinstance(values, dict):
-            raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+            raise ValueError(f"expected a JSON object, found {type(values).__name__}")  # noqa: TRY004  as promised
         try:
             return cls(**values)
         except TypeError as error:  # a missing or an unknown name

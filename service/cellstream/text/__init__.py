@@ -1,0 +1,18 @@
+"""From text to tokens and back, for training and for serving.
+
+A tokeniser knows one vocabulary. It knows nothing of models, and this package needs nothing but Python.
+"""
+
+from cellstream.text.byte_tokenizer import ByteTokenizer
+from cellstream.text.character_tokenizer import CharacterTokenizer
+from cellstream.text.files import load_tokenizer, tokenizer_from_json
+from cellstream.text.tokenizer import Decoder, Tokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "Decoder",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenizer_from_json",
+]
