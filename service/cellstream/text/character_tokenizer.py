@@ -54,8 +54,7 @@ class CharacterTokenizer:
             missing = error.args[0]
             position, label = text.index(missing), character_label(missing)
             raise TextNotEncodable(
-                f"Character {position} of the text, {label}, is none of the {len(ids)} characters that the model "
-                "knows.",
+                f"Character {position} of the text, {label}, is none of the {len(ids)} that the model knows.",
                 position=position,
                 character=label,
             ) from None

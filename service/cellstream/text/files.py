@@ -28,7 +28,8 @@ def tokenizer_from_json(text: str) -> Tokenizer:
     except ValueError as error:
         found = str(error)
     raise TokenizerInvalid(
-        f"tokenizer.json: expected format 1 of kind bytes, or of kind characters with its characters; found {found}."
+        "tokenizer.json: expected format 1 of kind bytes, or of kind characters with its characters; "
+        f"found {found}."
     )
 
 

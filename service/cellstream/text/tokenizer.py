@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
 
 
 def character_label(character: str) -> str:
-    r"""Show one character to people: itself where it can be seen, `␣` for a space, else an escape like `\n`."""
+    r"""Show one character to people: itself where it can be seen, `␣` for a space, else an escape: `\n`."""
     if character == " ":
         return "␣"
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
