@@ -1,0 +1,138 @@
+"""One step of each cell as ONNX nodes: the equations of `cells/`, line by line.
+
+Each function adds one layer's nodes to a graph and returns the names of what it made. It does not know how
+many layers there are, nor what is done with its gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import NodeProto, helper
+
+
+@dataclass(slots=True)
+class Nodes:
+    """A growing list of nodes and of the whole numbers that they need.
+
+    Attributes:
+        made: The nodes so far, in the order of their making, which is an order they can run in.
+        constants: One-dimensional int64 tensors by name: sizes of splits, shapes.
+    """
+
+    made: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node of one output, and return the output's name."""
+        return self.add_many(operator, inputs, [output], **attributes)[0]
+
+    def add_many(
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
+    ) -> Sequence[str]:
+        """Add a node of several outputs, and return their names."""
+        self.made.append(helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes))
+        return outputs
+
+    def constant(self, name: str, *numbers: int) -> str:
+        """Name a tensor of whole numbers, the same one for the same numbers."""
+        name = f"{name}.{'_'.join(map(str, numbers))}"
+        self.constants[name] = numbers
+        return name
+
+    def split(self, value: str, sizes: Sequence[int], outputs: Sequence[str]) -> Sequence[str]:
+        """Cut [batch, Σ sizes] into columns of these sizes."""
+        return self.add_many("Split", [value, self.constant("split", *sizes)], outputs, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer sees at one step; all by the names of graph values.
+
+    Attributes:
+        prefix: Of its tensors and values: `layers.0.`.
+        units: How many it has.
+        x: The step's input [batch, width]; None where `table` is looked up instead.
+        token: The step's token [batch]; None where `x` is given.
+        states: Its states before the step, [batch, units] each.
+    """
+
+    prefix: str
+    units: int
+    x: str | None
+    token: str | None
+    states: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one layer made of it: its states after the step and its gates, [batch, units] each."""
+
+    states: dict[str, str]
+    gates: dict[str, str]
+
+
+def rnn(nodes: Nodes, layer: Layer) -> Stepped:
+    """Vanilla RNN: h = tanh(W·[x, h₋₁] + b)."""
+    of, h = layer.prefix, layer.states["hidden"]
+    a = _gate_inputs(nodes, layer, h)  # [batch, units]
+    return Stepped({"hidden": nodes.add("Tanh", [a], of + "hidden_next")}, {})
+
+
+def lstm(nodes: Nodes, layer: Layer) -> Stepped:
+    """LSTM: f, i, o = σ(W·[x, h₋₁] + b); C̃ = tanh(W_c·[x, h₋₁] + b_c); C = f⊙C₋₁ + i⊙C̃; h = o⊙tanh(C)."""
+    of, units, h, c = layer.prefix, layer.units, layer.states["hidden"], layer.states["cell"]
+    a = _gate_inputs(nodes, layer, h)  # [batch, 4 × units]
+    through_sigmoid, through_tanh = nodes.split(a, [3 * units, units], [of + "a_fio", of + "a_candidate"])
+    fio = nodes.add("Sigmoid", [through_sigmoid], of + "fio")
+    f, i, o = nodes.split(fio, [units] * 3, [of + "forget", of + "input", of + "output"])
+    candidate = nodes.add("Tanh", [through_tanh], of + "candidate")
+    kept = nodes.add("Mul", [f, c], of + "kept")
+    written = nodes.add("Mul", [i, candidate], of + "written")
+    c_next = nodes.add("Add", [kept, written], of + "cell_next")
+    h_next = nodes.add("Mul", [o, nodes.add("Tanh", [c_next], of + "cell_tanh")], of + "hidden_next")
+    return Stepped(
+        {"hidden": h_next, "cell": c_next}, {"forget": f, "input": i, "output": o, "candidate": candidate}
+    )
+
+
+def gru(nodes: Nodes, layer: Layer) -> Stepped:
+    """GRU as PyTorch has it: r, z = σ(W·x + U·h₋₁ + b); n = tanh(W_n·x + b_n + r⊙(U_n·h₋₁ + c_n)).
+
+    h = (1 − z)⊙n + z⊙h₋₁, written as PyTorch computes it: n + z⊙(h₋₁ − n).
+    """
+    of, units, h = layer.prefix, layer.units, layer.states["hidden"]
+    if layer.token is not None:
+        from_x = nodes.add("Gather", [of + "table", layer.token], of + "from_x", axis=0)  # [batch, 3 × units]
+    else:
+        assert layer.x is not None
+        from_x = nodes.add("Gemm", [layer.x, of + "input_weight", of + "input_bias"], of + "from_x")
+    from_h = nodes.add(
+        "Gemm", [h, of + "state_weight", of + "state_bias"], of + "from_h"
+    )  # [batch, 3 × units]
+    rz_x, n_x = nodes.split(from_x, [2 * units, units], [of + "rz_x", of + "n_x"])
+    rz_h, n_h = nodes.split(from_h, [2 * units, units], [of + "rz_h", of + "n_h"])
+    rz = nodes.add("Sigmoid", [nodes.add("Add", [rz_x, rz_h], of + "a_rz")], of + "rz")
+    r, z = nodes.split(rz, [units] * 2, [of + "reset", of + "update"])
+    a_n = nodes.add("Add", [n_x, nodes.add("Mul", [r, n_h], of + "n_h_reset")], of + "a_n")
+    n = nodes.add("Tanh", [a_n], of + "candidate")
+    moved = nodes.add("Mul", [z, nodes.add("Sub", [h, n], of + "h_minus_n")], of + "moved")
+    h_next = nodes.add("Add", [n, moved], of + "hidden_next")
+    return Stepped({"hidden": h_next}, {"reset": r, "update": z, "candidate": n})
+
+
+CELLS: dict[str, Callable[[Nodes, Layer], Stepped]] = {"rnn": rnn, "lstm": lstm, "gru": gru}
+"""One step of each cell, by the cell's name."""
+
+
+def _gate_inputs(nodes: Nodes, layer: Layer, h: str) -> str:
+    """All gates' W·[x, h₋₁] + b, one Gemm, [batch, gates × units]; a token's share is a row of the table."""
+    of = layer.prefix
+    if layer.token is not None:
+        from_token = nodes.add("Gather", [of + "table", layer.token], of + "from_token", axis=0)
+        return nodes.add("Gemm", [h, of + "weight", from_token], of + "a")
+    assert layer.x is not None
+    both = nodes.add("Concat", [layer.x, h], of + "x_h", axis=1)  # [batch, width + units]
+    return nodes.add("Gemm", [both, of + "weight", of + "bias"], of + "a")

@@ -1,0 +1,119 @@
+"""From PyTorch's weights to the tensors of the graph: folded, fused, in the graph's order.
+
+What does not depend on the state is multiplied out once, here, and not at every step: the embedding (or the
+linear input) disappears into the first layer, and a token's whole share of the first layer's gates becomes a
+row of a table. Products are taken in float64 and rounded once. This module knows arrays, not ONNX.
+
+The tensors, where G is the number of gates, U that of units, and `width` what a layer sees (the features in
+layer 0 of values, else the units of the layer below):
+
+    layers.0.table           [vocabulary, G × U]    tokens: embedding · W_ihᵀ + b
+    layers.{l}.weight        [width + U, G × U]     RNN, LSTM: W_ihᵀ above W_hhᵀ; layer 0 of tokens: W_hhᵀ
+    layers.{l}.bias          [G × U]                b; not in layer 0 of tokens
+    layers.{l}.input_weight  [width, 3 × U]         GRU: W_ihᵀ; not in layer 0 of tokens
+    layers.{l}.input_bias    [3 × U]                GRU: b; not in layer 0 of tokens
+    layers.{l}.state_weight  [U, 3 × U]             GRU: W_hhᵀ
+    layers.{l}.state_bias    [3 × U]                GRU: c
+    head.weight              [U, outputs]
+    head.bias                [outputs]
+
+RNN and LSTM: b = b_ih + b_hh. The GRU's reset gate stands between the two biases of its candidate n, so there
+b is b_ih + b_hh for r and z and b_ih for n; c is 0 for r and z and b_hh for n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellstream.cells.config import GATE_ORDER, StackConfig
+
+Weights = Mapping[str, NDArray[np.float32]]
+"""PyTorch's weights by the names of `cells.config`, float32."""
+
+BLOCK_ORDER: dict[str, tuple[str, ...]] = {
+    "rnn": ("candidate",),
+    "lstm": ("forget", "input", "output", "candidate"),  # what σ takes stands together
+    "gru": ("reset", "update", "candidate"),
+}
+"""The blocks of the graph's gate columns, left to right; `_in_graph_order` makes them of PyTorch's."""
+
+
+def fold(config: StackConfig, weights: Weights) -> dict[str, NDArray[np.float32]]:
+    """Make the graph's tensors, in the order in which they are written.
+
+    Args:
+        config: What the weights are the weights of.
+        weights: All of `config.weight_shapes()`, and nothing else.
+
+    Raises:
+        ValueError: A weight is missing, unknown, of another shape or dtype, or not finite.
+    """
+    _check(config, weights)
+    folded: dict[str, NDArray[np.float64]] = {}
+    for layer in range(config.layers):
+        folded |= _fold_layer(config, weights, layer)
+    folded["head.weight"] = _wide(weights["head.weight"]).T
+    folded["head.bias"] = _wide(weights["head.bias"])
+    return {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in folded.items()}
+
+
+def _fold_layer(config: StackConfig, weights: Weights, layer: int) -> dict[str, NDArray[np.float64]]:
+    of_layer = f"layers.{layer}."
+    weight_ih, weight_hh, bias_ih, bias_hh = (
+        _in_graph_order(config, weights[of_layer + name])
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    if config.cell == "gru":  # what the reset gate multiplies stays apart from what it does not
+        state_bias = np.zeros_like(bias_hh)
+        state_bias[-config.hidden_size :] = bias_hh[-config.hidden_size :]
+    else:
+        state_bias = np.zeros_like(bias_hh)
+    bias = bias_ih + bias_hh - state_bias
+
+    folded: dict[str, NDArray[np.float64]] = {}
+    takes_token = layer == 0 and config.input == "tokens"
+    if takes_token:
+        folded["table"] = _wide(weights["embedding.weight"]) @ weight_ih.T + bias
+    elif layer == 0:
+        bias = weight_ih @ _wide(weights["input.bias"]) + bias
+        weight_ih = weight_ih @ _wide(weights["input.weight"])
+
+    if config.cell == "gru":
+        if not takes_token:
+            folded |= {"input_weight": weight_ih.T, "input_bias": bias}
+        folded |= {"state_weight": weight_hh.T, "state_bias": state_bias}
+    elif takes_token:
+        folded["weight"] = weight_hh.T
+    else:
+        folded |= {"weight": np.concatenate([weight_ih, weight_hh], axis=1).T, "bias": bias}
+    return {of_layer + name: tensor for name, tensor in folded.items()}
+
+
+def _in_graph_order(config: StackConfig, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Permute the gate blocks from PyTorch's order (LSTM i f g o) to the graph's (f i o g), as float64."""
+    blocks = dict(
+        zip(GATE_ORDER[config.cell], np.split(_wide(rows), len(GATE_ORDER[config.cell])), strict=True)
+    )
+    return np.concatenate([blocks[gate] for gate in BLOCK_ORDER[config.cell]])
+
+
+def _wide(tensor: NDArray[np.float32]) -> NDArray[np.float64]:
+    return tensor.astype(np.float64)
+
+
+def _check(config: StackConfig, weights: Weights) -> None:
+    shapes = config.weight_shapes()
+    for name in sorted(shapes.keys() | weights.keys()):
+        if name not in weights:
+            raise ValueError(f"weight {name}: expected one of shape {list(shapes[name])}, found none")
+        if name not in shapes:
+            raise ValueError(f"weight {name}: expected none of that name for this configuration")
+        found = weights[name]
+        expected = f"float32 {list(shapes[name])}"
+        if (described := f"{found.dtype} {list(found.shape)}") != expected:
+            raise ValueError(f"weight {name}: expected {expected}, found {described}")
+        if not np.isfinite(found).all():
+            raise ValueError(f"weight {name}: expected finite numbers, found NaN or an infinity")
