@@ -92,7 +92,7 @@ TABLE = (
         "From the arrival of a feed's message to the start of the call that took its first token.",
         SECONDS_BUCKETS),
     Row("call_seconds", "histogram", _VERSION,
-        "One run of the model's graph, of one or more steps.", SECONDS_BUCKETS),
+        "One call: scheduling, one run of the graph of one or more steps, settling.", SECONDS_BUCKETS),
     Row("generate_first_piece_seconds", "histogram", _VERSION,
         "From the arrival of a Generate request to the write of its first piece.", SECONDS_BUCKETS),
     Row("generate_piece_seconds", "histogram", _VERSION,
@@ -314,6 +314,10 @@ def _reasons(*bases: type[CellstreamError]) -> list[str]:
 # ---------------------------------------------------------------- the port
 
 
+_CLOSE_SECONDS = 0.1
+"""How often the port's thread looks whether it shall close, and so how long closing takes at most."""
+
+
 class MetricsServer:
     """Serves /metrics over HTTP on threads of its own until closed.
 
@@ -342,14 +346,16 @@ class MetricsServer:
             ) from error
         self.host = host
         self.port: int = self._http.server_address[1]
-        self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(_CLOSE_SECONDS,), name="metrics", daemon=True
+        )
         self._thread.start()
 
     def __repr__(self) -> str:
         return f"<MetricsServer {self.host}:{self.port}>"
 
     def close(self) -> None:
-        """Stop serving and free the port; within half a second, which is how often the thread looks."""
+        """Stop serving and free the port."""
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
