@@ -80,7 +80,9 @@ class Feed:
         received_at: When its message was read, in seconds of the engine's clock.
         applied: How many of `inputs` the session has absorbed.
         sampling: How it goes on by itself; the tokens that it makes are appended to `inputs`.
-        finished: Set by `on_progress` to end a feed that samples, before its next token is drawn.
+        made: How many of `inputs`, the last ones, it made itself; moved by the engine.
+        finished: Set by `on_progress` to end a feed that samples, before its next token is drawn: it is
+            over then, as if the progress had been `done`, and is told nothing more.
     """
 
     slot: int
@@ -90,6 +92,7 @@ class Feed:
     received_at: float
     applied: int = 0
     sampling: Sampling | None = None
+    made: int = 0
     finished: bool = False
 
 

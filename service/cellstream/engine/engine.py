@@ -1,0 +1,392 @@
+"""Schedule, run, settle: one turn takes what waits through one call of the graph.
+
+Plain code: no await, no lock, no thread, no clock but the one it is given. Whoever owns the engine calls
+`turn` while anything waits; in between, and from inside `on_progress`, feeds are submitted and withdrawn, and
+slots taken and given back. What a turn keeps:
+
+1. A step commits whole or not at all. Everything that can fail (the graph, the check for finite numbers, the
+   making of answers) comes before the first write to the slab.
+2. A feed that cannot be served fails alone. A call that raises, or a row that is not finite, is run again row
+   by row and then token by token, so that what is committed depends neither on the batch nor on the cuts.
+3. Every feed hears of its end. Feeds are told after everything is committed, each call of `on_progress`
+   guarded: an exception in one is reported, and the others are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellstream.engine.batch import Call, Feed, Progress, Want
+from cellstream.engine.calibration import measure_costs, self_check
+from cellstream.engine.graph import Buffers, Graph, RowByRow, StepGraph
+from cellstream.engine.sampling import draw
+from cellstream.engine.scheduler import STEPS_MAX, Scheduler
+from cellstream.engine.settling import settle
+from cellstream.engine.slab import Slab
+from cellstream.errors import CellstreamError, InternalError, NonFinite, StepFailed
+
+if TYPE_CHECKING:
+    from cellstream.repository import ModelVersion
+
+log = logging.getLogger(__name__)
+
+Told = list[tuple[Feed, Progress]]
+"""What is to be told to whom, once a turn has committed everything."""
+
+
+def _log_waiter_error(error: BaseException) -> None:
+    log.error("on_progress raised; the turn went on", exc_info=error)
+
+
+class Engine:
+    """Serves the sessions of one model version.
+
+    Args:
+        version: The model on disk, checked.
+        slots_max: Sessions with a state in memory.
+        batch_rows_max: Rows of one call.
+        step_milliseconds_max: Target for one call; sets how many rows and steps it may have, from costs
+            measured here.
+        intra_op_threads: ONNX Runtime's threads.
+        clock: Seconds, monotonic.
+        on_waiter_error: Told what an `on_progress` raised.
+
+    Attributes:
+        manifest: What the model says of itself.
+        numerics_digest: Equal on two servers: their answers are equal bit for bit.
+        row_by_row: Whether rows run one at a time, because here a batch changes its rows' results.
+    """
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        *,
+        slots_max: int,
+        batch_rows_max: int,
+        step_milliseconds_max: float,
+        intra_op_threads: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+        on_waiter_error: Callable[[BaseException], None] = _log_waiter_error,
+    ) -> None:
+        self.manifest = manifest = version.manifest
+        self._clock = clock
+        self._on_waiter_error = on_waiter_error
+        graph: StepGraph = Graph(
+            manifest,
+            version.directory / manifest.step_graph,
+            version.directory / manifest.head_graph,
+            intra_op_threads=intra_op_threads,
+        )
+        checked = self_check(graph, manifest, batch_rows_max)
+        self.numerics_digest = checked.numerics_digest
+        self.row_by_row = not checked.rows_independent
+        self._step_by_step = not checked.steps_independent
+        self._graph = RowByRow(graph) if self.row_by_row else graph
+        call_seconds_max = step_milliseconds_max / 1000
+        costs = measure_costs(
+            self._graph,
+            manifest,
+            batch_rows_max=batch_rows_max,
+            call_seconds_max=call_seconds_max,
+            clock=clock,
+        )
+        self._scheduler = Scheduler(
+            costs,
+            batch_rows_max=batch_rows_max,
+            call_seconds_max=call_seconds_max,
+            steps_max=1 if self._step_by_step else STEPS_MAX,
+        )
+        self._slab = Slab(manifest.states, slots_max)
+        # By slot, the log-probabilities of the next token, while a feed waits that scores or samples.
+        self._before: dict[int, NDArray[np.float32]] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<Engine {self.manifest.name}/{self.manifest.version}: {self.slots_taken} of {self.slots_max} "
+            f"slots taken, {self.waiting} feeds waiting>"
+        )
+
+    # ------------------------------------------------------------ slots
+
+    @property
+    def slots_max(self) -> int:
+        """How many sessions fit."""
+        return self._slab.slots_max
+
+    @property
+    def slots_taken(self) -> int:
+        """How many slots are taken."""
+        return self._slab.slots_taken
+
+    def take_slot(self) -> int:
+        """Takes the lowest free slot, in its initial state at position 0.
+
+        Raises:
+            TooManySessions: No slot is free.
+        """
+        return self._slab.take()
+
+    def give_back(self, slot: int) -> None:
+        """Frees a slot; no feed of it may be waiting."""
+        self._assert_idle(slot)
+        self._slab.give_back(slot)
+
+    def reset(self, slot: int) -> None:
+        """Puts a slot back to its initial state, position 0; no feed of it may be waiting."""
+        self._assert_idle(slot)
+        self._slab.reset(slot)
+
+    def position(self, slot: int) -> int:
+        """How many tokens the slot's session has absorbed."""
+        return int(self._slab.positions[slot])
+
+    # ------------------------------------------------------------ feeds
+
+    @property
+    def waiting(self) -> int:
+        """How many feeds wait."""
+        return len(self._scheduler)
+
+    @property
+    def oldest_received_at(self) -> float | None:
+        """When the oldest of the feeds that wait for their first token was received; None if none does."""
+        return min((feed.received_at for feed in self._scheduler if not feed.applied), default=None)
+
+    def submit(self, feed: Feed) -> None:
+        """Lets a feed wait for its turn, from its token number `applied` on; one feed of a slot at a time."""
+        self._assert_idle(feed.slot)
+        assert self._slab.is_taken(feed.slot), f"slot {feed.slot} is not taken"
+        assert not feed.finished, "the feed is over"
+        assert len(feed.inputs) > feed.applied or (
+            feed.sampling is not None and feed.made < feed.sampling.max_tokens
+        ), "the feed has no token to apply"
+        self._scheduler.add(feed)
+
+    def withdraw(self, feed: Feed) -> None:
+        """Takes a feed out, between two of its tokens; `submit` goes on with it. Nothing if it does not wait.
+
+        Inside `on_progress`, the feed may have been settled in the same turn and not yet told: it still
+        will be.
+        """
+        if self._scheduler.remove(feed):
+            self._before.pop(feed.slot, None)
+
+    def _assert_idle(self, slot: int) -> None:
+        """Asserts that no feed of the slot waits; one that its `on_progress` has just finished is over."""
+        waiting = self._scheduler.get(slot)
+        if waiting is not None:
+            assert waiting.finished, f"a feed of slot {slot} is waiting"
+            self.withdraw(waiting)
+
+    # ------------------------------------------------------------ a turn
+
+    def turn(self) -> Call | None:
+        """Schedules, runs and settles one call, and tells whoever it concerns; None when nothing waits."""
+        started_at = self._clock()
+        batch = self._scheduler.next_batch()
+        if batch is None:
+            return None
+        feeds = batch.feeds
+        first_steps = [feed for feed in feeds if not feed.applied]
+        told: Told = []
+        tokens = 0
+        try:
+            self._look_ahead(feeds, batch.steps)
+            tokens = self._step(feeds, batch.steps, told)
+        except Exception as error:
+            # Our own mistake, or no memory; whatever it is, nobody is left waiting for an answer.
+            log.exception("a turn failed")
+            for feed in feeds:
+                if self._scheduler.get(feed.slot) is feed:
+                    self._fail(feed, InternalError("the call failed; it was not committed"), error, told)
+        finally:
+            self._tell(told)
+        return Call(
+            rows=len(feeds),
+            steps=batch.steps,
+            tokens=tokens,
+            seconds=self._clock() - started_at,
+            queue_seconds=[started_at - feed.received_at for feed in first_steps if feed.applied],
+        )
+
+    def _look_ahead(self, feeds: Sequence[Feed], steps: int) -> None:
+        """Sees to the predictions before the next tokens, for rows that score or sample, and draws tokens."""
+        drawing = [feed for feed in feeds if feed.sampling is not None and feed.applied == len(feed.inputs)]
+        missing = [
+            feed
+            for feed in feeds
+            if (feed.sampling is not None or feed.answer.score)
+            and feed.slot not in self._before
+            and self._needs_prediction(feed, steps)
+        ]
+        if missing:
+            slots = _slots(missing)
+            self._before.update(zip(slots.tolist(), self._graph.head(self._slab.rows(slots)), strict=True))
+        if drawing:
+            predictions = np.stack([self._before[feed.slot] for feed in drawing])
+            samplings = [feed.sampling for feed in drawing if feed.sampling is not None]
+            tokens = draw(predictions, samplings, self._slab.positions[_slots(drawing)])
+            for feed, token in zip(drawing, tokens, strict=True):
+                assert isinstance(feed.inputs, list)  # Only tokens are drawn.
+                feed.inputs.append(token)
+                feed.made += 1
+
+    def _needs_prediction(self, feed: Feed, steps: int) -> bool:
+        """Whether the next call needs the prediction before its first token."""
+        left = len(feed.inputs) - feed.applied
+        if feed.sampling is not None and not left:
+            return True
+        if not feed.answer.score or not self.position(feed.slot):
+            return False
+        want = feed.answer.want
+        return want is Want.EVERY_STEP or (want is Want.LAST and left == steps == 1)
+
+    def _step(self, feeds: Sequence[Feed], steps: int, told: Told) -> int:
+        """Runs and settles `steps` tokens of each feed; on failure, fewer and fewer at once.
+
+        Returns:
+            How many tokens were committed.
+        """
+        slots = _slots(feeds)
+        gates = any(feed.answer.gates for feed in feeds)
+        buffers = self._graph.buffers(len(feeds), steps, gates)
+        self._fill(buffers.inputs, feeds, steps)
+        self._slab.gather(slots, buffers.states)
+        try:
+            self._graph.run(buffers)
+        except Exception as error:
+            if len(feeds) > 1 or steps > 1:
+                return self._step_apart(feeds, steps, told)
+            self._fail(
+                feeds[0], StepFailed(_failure(feeds[0], "the model's graph failed on it")), error, told
+            )
+            return 0
+        unsound = _rows_not_finite(buffers)
+        if unsound is None:
+            return self._commit(feeds, slots, buffers, told)
+        if len(feeds) == 1 and steps == 1:
+            message = _failure(feeds[0], "outputs or states left the finite numbers")
+            self._fail(feeds[0], NonFinite(message, position=self.position(feeds[0].slot)), None, told)
+            return 0
+        sound = np.flatnonzero(~unsound).tolist()
+        tokens = 0
+        if sound:
+            tokens += self._commit([feeds[row] for row in sound], slots[sound], buffers.only(sound), told)
+        suspects = [feeds[row] for row in np.flatnonzero(unsound).tolist()]
+        return tokens + self._step_apart(suspects, steps, told)
+
+    def _step_apart(self, feeds: Sequence[Feed], steps: int, told: Told) -> int:
+        """Runs suspects alone; one that is alone already, token by token until it fails."""
+        if len(feeds) > 1:
+            return sum(self._step([feed], steps, told) for feed in feeds)
+        for token in range(steps):
+            self._look_ahead(feeds, 1)
+            if not self._step(feeds, 1, told):
+                return token
+        return steps
+
+    def _fill(self, inputs: NDArray[np.generic], feeds: Sequence[Feed], steps: int) -> None:
+        """Puts the next `steps` tokens or frames of each feed into the graph's input."""
+        if self.manifest.input.kind == "values":
+            for row, feed in enumerate(feeds):
+                inputs[:, row] = feed.inputs[feed.applied : feed.applied + steps]
+        elif steps == 1:
+            inputs[0] = [feed.inputs[feed.applied] for feed in feeds]
+        else:
+            inputs[:] = np.array([feed.inputs[feed.applied : feed.applied + steps] for feed in feeds]).T
+
+    def _commit(self, feeds: Sequence[Feed], slots: NDArray[np.int64], results: Buffers, told: Told) -> int:
+        """Makes the answers, then puts states, positions and feeds on: what can fail comes first."""
+        steps = results.steps
+        positions = self._slab.positions[slots] + steps
+        progresses = settle(self.manifest, feeds, results, positions.tolist(), self._before)
+        kept = self._predictions_to_keep(feeds, progresses, results)
+
+        self._slab.scatter(slots, results.states_next)
+        self._slab.positions[slots] = positions
+        for feed, progress in zip(feeds, progresses, strict=True):
+            feed.applied += steps
+            if progress is not None:
+                told.append((feed, progress))
+                if progress.done:
+                    self._scheduler.remove(feed)
+        if self._before or kept:
+            for slot in slots.tolist():
+                self._before.pop(slot, None)
+            self._before.update(kept)
+        return steps * len(feeds)
+
+    def _predictions_to_keep(
+        self, feeds: Sequence[Feed], progresses: Sequence[Progress | None], results: Buffers
+    ) -> dict[int, NDArray[np.float32]]:
+        """The last predictions of those rows that go on to score or sample, by slot."""
+        if self._step_by_step:
+            return {}  # The head graph sees to all predictions alike.
+        rows = [
+            row
+            for row, (feed, progress) in enumerate(zip(feeds, progresses, strict=True))
+            if (feed.sampling is not None or (feed.answer.score and feed.answer.want is Want.EVERY_STEP))
+            and not (progress is not None and progress.done)
+        ]
+        predictions = results.outputs[0][-1, rows]
+        return {feeds[row].slot: prediction for row, prediction in zip(rows, predictions, strict=True)}
+
+    def _fail(self, feed: Feed, failure: CellstreamError, cause: Exception | None, told: Told) -> None:
+        """Ends a feed with an error."""
+        failure.__cause__ = cause
+        self.withdraw(feed)
+        told.append((feed, Progress(self.position(feed.slot), True, error=failure)))
+
+    def _tell(self, told: Told) -> None:
+        """Tells each feed its progress, whatever the others' `on_progress` raise."""
+        interruption: BaseException | None = None
+        for feed, progress in told:
+            try:
+                feed.on_progress(feed, progress)
+            except BaseException as error:
+                self._on_waiter_error(error)
+                if not isinstance(error, Exception):
+                    interruption = error
+            if feed.finished:
+                self.withdraw(feed)
+        if interruption is not None:
+            raise interruption
+
+    def check_integrity(self) -> None:
+        """Asserts what always holds between two turns."""
+        self._slab.check_integrity()
+        for feed in self._scheduler:
+            assert self._slab.is_taken(feed.slot), f"a feed of slot {feed.slot}, which nobody owns, waits"
+            assert self._scheduler.get(feed.slot) is feed, f"a feed waits under another slot than {feed.slot}"
+            assert 0 <= feed.applied <= len(feed.inputs), f"a feed of slot {feed.slot} was applied too far"
+            assert feed.applied < len(feed.inputs) or feed.sampling, (
+                f"a feed of slot {feed.slot} waits for nothing"
+            )
+        for slot in self._before:
+            assert self._scheduler.get(slot) is not None, f"a prediction of slot {slot} is kept for no feed"
+
+
+def _slots(feeds: Sequence[Feed]) -> NDArray[np.int64]:
+    return np.array([feed.slot for feed in feeds])
+
+
+def _rows_not_finite(results: Buffers) -> NDArray[np.bool_] | None:
+    """Which rows have an output or a state that is not finite; None if all are finite."""
+    if all(np.isfinite(array).all() for array in (*results.outputs, *results.states_next)):
+        return None
+    unsound = np.zeros(results.rows, dtype=bool)
+    for array in results.outputs:
+        unsound |= ~np.isfinite(array).all(axis=(0, *range(2, array.ndim)))
+    for array in results.states_next:
+        unsound |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return unsound
+
+
+def _failure(feed: Feed, what: str) -> str:
+    return f"token {feed.applied} of the feed (from 0) was not applied: {what}"
