@@ -1,106 +1,225 @@
-"""Every bound and address of the server, each with its reason; read once, checked at once, passed as arguments.
+"""Every bound and address of the server, each with its reason: read once, checked at once, then passed on.
 
 A value comes from the first of: a flag, the environment (`CELLSTREAM_*`), a TOML file, the default here.
 """
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cellstream.errors import SettingsInvalid
+
+PREFIX = "CELLSTREAM_"
+"""What the environment's names begin with."""
 
 
 class Settings(BaseSettings):
-    """The server's settings."""
+    """The server's settings; one made by hand takes its arguments and the defaults, and reads nothing."""
 
-    model_config = SettingsConfigDict(env_prefix="CELLSTREAM_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
 
-    host: str = Field("127.0.0.1", description="Address that gRPC binds; this machine only, unless told.")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only: `load_settings` reads the rest, which also tells where each value came from."""
+        return (init_settings,)
+
+    host: str = Field(
+        default="127.0.0.1", description="Address that gRPC binds; this machine only, unless told."
+    )
     port: int = Field(
-        50051, ge=0, le=65535, description="Port of gRPC; 0: any free one. gRPC's customary port."
+        default=50051, ge=0, le=65535, description="Port of gRPC; 0: any free one. gRPC's customary port."
     )
     metrics_host: str = Field(
-        "127.0.0.1", description="Address that /metrics binds; this machine only, unless told."
+        default="127.0.0.1", description="Address that /metrics binds; this machine only, unless told."
     )
     metrics_port: int = Field(
-        9464, ge=0, le=65535, description="Port of /metrics; 0: any free one. OpenTelemetry's for Prometheus."
+        default=9464,
+        ge=0,
+        le=65535,
+        description="Port of /metrics; 0: any free one. OpenTelemetry's for Prometheus.",
     )
-    models: Path = Field(Path("models"), description="Directory of <name>/<version>/ folders.")
+    models: Path = Field(default=Path("models"), description="Directory of <name>/<version>/ folders.")
     default_model: str | None = Field(
-        None, description="Model of sessions that name none; needed where several are served."
+        default=None, description="Model of sessions that name none; needed where several are served."
     )
 
     slots_max: PositiveInt = Field(
-        4096,
+        default=4096,
         description="Sessions with a state in memory, for each model version; 16 MiB for a state of 4 KiB.",
     )
     batch_rows_max: PositiveInt = Field(
-        512, description="Rows of one call; beyond it a step costs time in proportion and gains nothing."
+        default=512,
+        description="Rows of one call; beyond it a step costs time in proportion and gains nothing.",
     )
     step_milliseconds_max: PositiveFloat = Field(
-        10.0,
+        default=10.0,
         description="Target for one call, which holds the event loop: health and metrics answer in between.",
     )
     intra_op_threads: PositiveInt = Field(
-        1, description="ONNX Runtime's threads; two were 2 to 4 times slower where cores are shared."
+        default=1, description="ONNX Runtime's threads; two were 2 to 4 times slower where cores are shared."
     )
 
     message_bytes_max: PositiveInt = Field(
-        4 << 20, description="Bytes of one request message; gRPC's own default."
+        default=4 << 20, description="Bytes of one request message; gRPC's own default."
     )
     message_items_max: PositiveInt = Field(
-        4096,
+        default=4096,
         description="Opens, resets, feeds and closes of one message; bounds the time that reading one takes.",
     )
-    feed_tokens_max: PositiveInt = Field(16_384, description="Tokens or frames of one feed.")
-    session_id_bytes_max: PositiveInt = Field(128, description="Bytes of a session id; a UUID has 36.")
-    streams_max: PositiveInt = Field(4096, description="Streams open at once; each costs about 27 KiB.")
-    stream_handles_max: PositiveInt = Field(4096, description="Handles one stream may use at once.")
+    feed_tokens_max: PositiveInt = Field(default=16_384, description="Tokens or frames of one feed.")
+    session_id_bytes_max: PositiveInt = Field(
+        default=128, description="Bytes of a session id; a UUID has 36."
+    )
+    streams_max: PositiveInt = Field(
+        default=4096, description="Streams open at once; each costs about 27 KiB."
+    )
+    stream_handles_max: PositiveInt = Field(default=4096, description="Handles one stream may use at once.")
     stream_queue_tokens_max: PositiveInt = Field(
-        65_536, description="Unapplied tokens of one stream; beyond it the stream is not read."
+        default=65_536, description="Unapplied tokens of one stream; beyond it the stream is not read."
     )
     stream_outbox_bytes_max: PositiveInt = Field(
-        4 << 20,
+        default=4 << 20,
         description="Unsent response bytes of one stream; beyond it the stream is neither read nor stepped.",
     )
     response_bytes_max: PositiveInt = Field(
-        1 << 20,
-        description="Bytes of one response message, unless one step alone has more; a client takes 4 MiB by default.",
+        default=1 << 20,
+        description="Bytes of one response message, unless one step has more; clients take 4 MiB by default.",
     )
 
     feed_wait_seconds_max: PositiveFloat = Field(
-        30.0, description="From a feed's reading to its first applied token."
+        default=30.0, description="From a feed's reading to its first applied token."
     )
-    session_idle_seconds: PositiveFloat = Field(3600.0, description="Without a feed, any session ends.")
+    session_idle_seconds: PositiveFloat = Field(
+        default=3600.0, description="Without a feed, any session ends."
+    )
     tombstone_seconds: PositiveFloat = Field(
-        3600.0, description="How long the end of a named session is remembered."
+        default=3600.0, description="How long the end of a named session is remembered."
     )
     tombstones_max: PositiveInt = Field(
-        10_000, description="How many ends are remembered; about 300 bytes each."
+        default=10_000, description="How many ends are remembered; about 300 bytes each."
     )
     drain_seconds: PositiveFloat = Field(
-        10.0, description="From SIGTERM to exit; Docker and Kubernetes kill after 10 and 30."
+        default=10.0, description="From SIGTERM to exit; Docker and Kubernetes kill after 10 and 30."
     )
     keepalive_seconds: PositiveFloat = Field(
-        20.0, description="Silence after which a client is pinged; proxies drop silent connections after 60."
+        default=20.0,
+        description="Silence after which a client is pinged; proxies drop silent connections after 60.",
     )
     keepalive_timeout_seconds: PositiveFloat = Field(
-        10.0, description="Without an answer to a ping, the connection is gone."
+        default=10.0, description="Without an answer to a ping, the connection is gone."
     )
     retry_after_seconds: PositiveFloat = Field(
-        1.0, description="What RetryInfo tells a client that was refused for capacity."
+        default=1.0, description="What RetryInfo tells a client that was refused for capacity."
     )
 
-    generate_tokens_max: PositiveInt = Field(65_536, description="Tokens of one generation.")
-    stop_texts_max: PositiveInt = Field(16, description="Stop texts of one generation.")
+    generate_tokens_max: PositiveInt = Field(default=65_536, description="Tokens of one generation.")
+    stop_texts_max: PositiveInt = Field(default=16, description="Stop texts of one generation.")
     stop_bytes_max: PositiveInt = Field(
-        256, description="Bytes of one stop text; so much text may be held back."
+        default=256, description="Bytes of one stop text; so much text may be held back."
     )
-    sessions_page_max: PositiveInt = Field(1000, description="Sessions of one page of ListSessions.")
+    sessions_page_max: PositiveInt = Field(default=1000, description="Sessions of one page of ListSessions.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is logged."
+        default="info", description="The least that is logged."
     )
-    log_format: Literal["console", "json"] = Field("console", description="For a person, or for a collector.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="For a person, or for a collector."
+    )
+
+
+def load_settings(
+    flags: Mapping[str, object], toml: Path | None, environ: Mapping[str, str]
+) -> tuple[Settings, dict[str, str]]:
+    """Read every source once, and check all of it at once.
+
+    Args:
+        flags: Settings given on the command line, by name.
+        toml: A file of `name = value` lines, if there is one.
+        environ: The environment; of it, what begins with `CELLSTREAM_` and is not empty.
+
+    Returns:
+        The settings, and for each name where its value came from: `--port`, `CELLSTREAM_PORT`, the file,
+        or `default`.
+
+    Raises:
+        SettingsInvalid: An unknown name or an impossible value, anywhere; the message names all of them.
+    """
+    layers: tuple[tuple[Callable[[str], str], Mapping[str, Any]], ...] = (
+        (lambda name: str(toml), _read_file(toml) if toml else {}),
+        (lambda name: PREFIX + name.upper(), _read_environment(environ)),
+        (flag_of, flags),
+    )
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(Settings.model_fields, "default")
+    problems = []
+    for where, layer in layers:  # the last one wins
+        for name, value in layer.items():
+            if name not in Settings.model_fields:
+                problems.append(_unknown(name, where(name)))
+            else:
+                values[name], sources[name] = value, where(name)
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += [_impossible(detail, sources) for detail in error.errors()]
+    if problems:
+        raise SettingsInvalid("\n".join(problems))
+    return settings, sources
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    ours = {
+        name.lower(): value for name, value in environ.items() if name.upper().startswith(PREFIX) and value
+    }
+    named = {name.removeprefix(PREFIX.lower()): value for name, value in ours.items()}
+    source = EnvSettingsSource(Settings)
+    source.env_vars = ours  # the caller's, not the process's
+    return named | source()  # the source leaves out names that it does not know; we refuse them
+
+
+def _read_file(toml: Path) -> dict[str, Any]:
+    try:
+        if not toml.is_file():
+            raise SettingsInvalid(f"There is no settings file {toml}.", file=toml)
+        return TomlConfigSettingsSource(Settings, toml)()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsInvalid(f"The settings file {toml} cannot be read: {error}.", file=toml) from error
+
+
+def _unknown(name: str, where: str) -> str:
+    close = get_close_matches(name, Settings.model_fields, n=1)
+    meant = f" Did you mean {close[0]}?" if close else " `cellstream serve --help` lists all."
+    return f"There is no setting {name} (from {where}).{meant}"
+
+
+def _impossible(detail: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    name = str(detail["loc"][0])
+    expected = detail["msg"].removeprefix("Input should be ")
+    return f"{name} cannot be {detail['input']!r} (from {sources[name]}). Expected: {expected}."
