@@ -1,0 +1,82 @@
+"""What a stream's client has not been sent yet, joined into as few messages as the order of things allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from cellstream.sessions import Served
+from cellstream.v1 import prediction_pb2 as pb
+
+
+class Part(IntEnum):
+    """A response's lists, in the order in which a client applies them."""
+
+    OPENED = 0
+    RESULTS = 1
+    EVENTS = 2
+
+
+@dataclass(slots=True)
+class Letter:
+    """One response message, being filled or written.
+
+    Attributes:
+        message: It.
+        last: The last of its lists that has something in it.
+        bytes: About how large it is.
+        received_at: For each model, when the feeds that it answers to the end were read, in seconds of the
+            server's clock.
+    """
+
+    message: pb.PredictResponse = field(default_factory=pb.PredictResponse)
+    last: Part = Part.OPENED
+    bytes: int = 0
+    received_at: dict[Served, list[float]] = field(default_factory=dict)
+
+
+class Outbox:
+    """Joins what is pending; one writer takes it.
+
+    Args:
+        response_bytes_max: Beyond it a new message is started.
+    """
+
+    def __init__(self, response_bytes_max: int) -> None:
+        self._response_bytes_max = response_bytes_max
+        self._letters: deque[Letter] = deque()
+        self._pending = asyncio.Event()
+        self._closed = False
+        self.bytes = 0  # unsent, the message that is being written included
+
+    def letter(self, part: Part, size: int) -> Letter:
+        """The message to add something to: the last one, unless that would change the order of things."""
+        last = self._letters[-1] if self._letters else None
+        if last is None or part < last.last or (last.bytes and last.bytes + size > self._response_bytes_max):
+            last = Letter()
+            self._letters.append(last)
+            self._pending.set()
+        last.last = part
+        last.bytes += size
+        self.bytes += size
+        return last
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._closed = True
+        self._pending.set()
+
+    async def take(self) -> Letter | None:
+        """The next message; None when the outbox is closed and empty."""
+        while not self._letters:
+            if self._closed:
+                return None
+            self._pending.clear()
+            await self._pending.wait()
+        return self._letters.popleft()
+
+    def written(self, letter: Letter) -> None:
+        """The message has been handed to the transport."""
+        self.bytes -= letter.bytes

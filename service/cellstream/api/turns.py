@@ -1,0 +1,73 @@
+"""When the engines run: on the event loop itself, one loop turn after the first arrival.
+
+The first arrival asks for a turn; until it comes, everything else that has been read meanwhile joins it.
+Between two calls the loop runs once, so that messages, health checks and metrics are never behind more than
+one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from cellstream.engine import Call
+from cellstream.metrics import Metrics
+from cellstream.sessions import Served
+
+
+class Turns:
+    """Gives each engine its turn.
+
+    Args:
+        served: The models.
+        metrics: Where calls are counted.
+        settled: Called after each turn in which an engine did something.
+    """
+
+    def __init__(self, served: Iterable[Served], metrics: Metrics, settled: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._engines = [(one.engine, _observer(one, metrics)) for one in served]
+        self._settled = settled
+        self._asked = False
+
+    def ask(self) -> None:
+        """An engine has something to do."""
+        if not self._asked:
+            self._asked = True
+            self._loop.call_soon(self._loop.call_soon, self._run)
+
+    def _run(self) -> None:
+        self._asked = False
+        try:
+            for engine, observe in self._engines:
+                call = engine.turn()
+                if call is not None:
+                    observe(call)
+            self._settled()
+        finally:
+            if not self._asked and any(engine.waiting for engine, _ in self._engines):
+                self._asked = True
+                self._loop.call_soon(self._run)
+
+
+def _observer(served: Served, metrics: Metrics) -> Callable[[Call], None]:
+    """Counts one model version's calls; the labels are looked up once."""
+    labels = (served.name, served.version)
+    calls, steps, tokens = (
+        counter.labels(*labels) for counter in (metrics.calls, metrics.steps, metrics.tokens)
+    )
+    call_seconds, queue_seconds, batch_rows = (
+        histogram.of(*labels)
+        for histogram in (metrics.call_seconds, metrics.queue_seconds, metrics.batch_rows)
+    )
+
+    def observe(call: Call) -> None:
+        calls.inc()
+        steps.inc(call.steps)
+        tokens.inc(call.tokens)
+        call_seconds.observe(call.seconds)
+        batch_rows.observe(call.rows)
+        if call.queue_seconds:
+            queue_seconds.observe_many(call.queue_seconds)
+
+    return observe

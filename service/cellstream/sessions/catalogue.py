@@ -1,0 +1,109 @@
+"""The models that are served: for each version its engine and its tokeniser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cellstream.engine import Engine
+from cellstream.errors import ModelUnknown, SettingsInvalid, VersionUnknown
+from cellstream.repository import Manifest
+from cellstream.text import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """One version of a model, loaded.
+
+    Attributes:
+        manifest: What it says of itself.
+        manifest_digest: SHA-256 of its manifest.
+        card: Its card, Markdown; empty if it has none.
+        engine: What steps it.
+        tokenizer: From text to tokens and back; None for a model of values.
+    """
+
+    manifest: Manifest
+    manifest_digest: str
+    card: str
+    engine: Engine
+    tokenizer: Tokenizer | None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The version, as the wire writes it."""
+        return str(self.manifest.version)
+
+    def __repr__(self) -> str:
+        return f"<Served {self.name}/{self.version}: {self.engine!r}>"
+
+
+class Catalogue:
+    """Finds what a session asks for.
+
+    Args:
+        served: Every version of every model.
+        default_model: What a session gets that names none; None: the only one.
+
+    Raises:
+        SettingsInvalid: There is no model, or several and no default, or the default is not among them.
+    """
+
+    def __init__(self, served: Iterable[Served], default_model: str | None) -> None:
+        self._versions: dict[str, dict[int, Served]] = {}
+        for one in served:
+            self._versions.setdefault(one.name, {})[one.manifest.version] = one
+        names = ", ".join(sorted(self._versions)) or "none"
+        if default_model is None and len(self._versions) != 1:
+            raise SettingsInvalid(
+                f"{len(self._versions)} models are here ({names}); set default_model to the one that "
+                "sessions get "
+                "which name none."
+            )
+        self.default_model = default_model or next(iter(self._versions))
+        if self.default_model not in self._versions:
+            raise SettingsInvalid(f"default_model is {default_model!r}; the models here are: {names}.")
+
+    def __iter__(self) -> Iterator[Served]:
+        """All versions, by name, the highest version first."""
+        for name in sorted(self._versions):
+            yield from (self._versions[name][number] for number in sorted(self._versions[name], reverse=True))
+
+    def find(self, name: str, version: str) -> Served:
+        """The version of a model.
+
+        Args:
+            name: Empty: the default.
+            version: Empty: the highest.
+
+        Raises:
+            ModelUnknown: No such model.
+            VersionUnknown: The model has no such version.
+        """
+        name = name or self.default_model
+        versions = self._versions.get(name)
+        if versions is None:
+            raise ModelUnknown(
+                f"no model {name!r} is served; those that are: {', '.join(sorted(self._versions))}.",
+                model=name,
+            )
+        if not version:
+            return versions[max(versions)]
+        found = versions.get(int(version)) if version.isdecimal() and version.isascii() else None
+        if found is None:
+            raise VersionUnknown(
+                f"model {name!r} has no version {version!r}; it has: "
+                f"{', '.join(map(str, sorted(versions)))}.",
+                model=name,
+                version=version,
+            )
+        return found
+
+    def is_default(self, served: Served) -> bool:
+        """Whether a session that names no model and no version gets this one."""
+        return served is self.find("", "")

@@ -1,0 +1,631 @@
+"""Which sessions exist, who writes to each, and in what order what is asked of them is done.
+
+Everything here runs on the event loop between two calls of an engine, or inside the settling of one, so every
+method is atomic. It knows no protobuf, no socket and no task: a `Stream` is told through its `Listener`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+
+from cellstream.engine import Feed, Progress
+from cellstream.errors import (
+    CellstreamError,
+    Draining,
+    FeedAfterFailure,
+    HandleInUse,
+    HandleUnknown,
+    ModelMismatch,
+    PositionMismatch,
+    QueueTimeout,
+    RequestError,
+    SessionClosed,
+    SessionExists,
+    SessionExpired,
+    SessionIdInvalid,
+    TakenOver,
+    TooManyHandles,
+    TooManySessions,
+    TooManyStreams,
+)
+from cellstream.metrics import Metrics
+from cellstream.sessions import life
+from cellstream.sessions.catalogue import Catalogue, Served
+from cellstream.sessions.endings import Ending, Endings
+from cellstream.sessions.session import (
+    Handle,
+    Input,
+    Listener,
+    Mode,
+    Open,
+    QueuedClose,
+    QueuedFailure,
+    QueuedFeed,
+    QueuedReset,
+    Session,
+    Stream,
+)
+from cellstream.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Registry:
+    """All sessions and streams of a server.
+
+    Args:
+        catalogue: The models.
+        settings: The bounds.
+        metrics: Where what happens is counted.
+        load: Makes a queued feed's source into input for its handle's model; raises RequestError.
+        wake: Called when an engine has something to do.
+        clock: Seconds, monotonic; the engines' clock.
+        wall_clock: Seconds since the epoch, for what people read.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        load: Callable[[Any, Handle], Input],
+        wake: Callable[[], None],
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self.catalogue = catalogue
+        self.streams: set[Stream] = set()
+        self.draining = False
+        self._settings = settings
+        self._metrics = metrics
+        self._load = load
+        self._wake = wake
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._sessions: dict[str, Session] = {}  # the longest without a feed first
+        self._endings = Endings(settings.tombstones_max, settings.tombstone_seconds)
+        self.held: Counter[Served] = Counter()  # sessions that a stream holds, for each model version
+        self._serial = 0
+        self._hash_key = secrets.token_bytes(16)
+
+    def __repr__(self) -> str:
+        held = self.held.total()
+        return f"<Registry: {len(self._sessions)} sessions, {held} held by {len(self.streams)} streams>"
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    # ------------------------------------------------------------ streams
+
+    def connect(self, listener: Listener) -> Stream:
+        """A new stream.
+
+        Raises:
+            Draining: The server is going away.
+            TooManyStreams: All that the server takes are open.
+        """
+        if self.draining:
+            raise _draining()
+        if len(self.streams) >= self._settings.streams_max:
+            raise TooManyStreams(
+                f"{self._settings.streams_max} streams are open, and that is all this server takes; try "
+                "again later, "
+                "or put more sessions on one stream.",
+                streams_max=self._settings.streams_max,
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+        stream = Stream(listener)
+        self.streams.add(stream)
+        self._metrics.streams_opened.inc()
+        return stream
+
+    def disconnect(self, stream: Stream) -> None:
+        """The stream is gone: unapplied feeds are dropped, named sessions stay, the others end."""
+        self.streams.discard(stream)
+        for handle in list(stream.handles.values()):
+            handle.waiting_opens.clear()
+            session = self._detach(handle)
+            if session is not None:
+                self._move(session, life.Event.LET_GO if session.named else life.Event.STREAM_END)
+
+    def pause(self, stream: Stream) -> None:
+        """Stop scheduling the stream's feeds: its client does not read."""
+        stream.paused = True
+        for handle in stream.handles.values():
+            if handle.feed is not None and handle.session is not None:
+                handle.session.served.engine.withdraw(handle.feed)
+
+    def resume(self, stream: Stream) -> None:
+        """Schedule the stream's feeds again."""
+        stream.paused = False
+        for handle in stream.handles.values():
+            if handle.feed is not None and handle.session is not None:
+                handle.session.served.engine.submit(handle.feed)
+        self._wake()
+
+    # ------------------------------------------------------------ what a stream asks
+
+    def open(self, stream: Stream, number: int, request: Open) -> None:
+        """Make a session known to the stream, and the stream its one writer.
+
+        The listener is told `opened` or `refused`, at once or, where a Close of the same session is queued on
+        the same stream, when that is done.
+
+        Raises:
+            HandleInUse: The stream uses this number already.
+        """
+        if number in stream.handles:
+            raise HandleInUse(
+                f"handle {number} is in use on this stream; close it and wait for its event, or use another "
+                "number.",
+                handle=number,
+            )
+        stream.former.pop(number, None)
+        if len(stream.handles) >= self._settings.stream_handles_max:
+            self._refuse(
+                stream,
+                number,
+                request,
+                TooManyHandles(
+                    f"this stream uses {len(stream.handles)} handles, and that is all it may; close one, or "
+                    "open "
+                    "another stream.",
+                    handles_max=self._settings.stream_handles_max,
+                    retry_after_seconds=self._settings.retry_after_seconds,
+                ),
+            )
+            return
+        handle = Handle(stream, number)
+        stream.handles[number] = handle
+        self._open(handle, request)
+
+    def feed(self, stream: Stream, number: int, queued: QueuedFeed) -> None:
+        """Queue a feed. The listener is told `result`, or `rejected` where the handle is not in use."""
+        handle = stream.handles.get(number)
+        if handle is None or handle.closing:
+            stream.listener.rejected(number, queued, self._not_in_use(stream, number))
+            return
+        stream.queued_tokens += queued.size
+        if handle.current is None and not handle.queue and handle.session is not None:
+            self._start(handle, handle.session, queued)
+        else:
+            handle.queue.append(queued)
+
+    def reset(self, stream: Stream, number: int) -> None:
+        """Queue a reset; answered by an event."""
+        handle = stream.handles.get(number)
+        if handle is None or handle.closing:
+            error = self._not_in_use(stream, number)
+            stream.listener.event(number, life.Cause.RESET, 0, error)
+            return
+        handle.queue.append(QueuedReset())
+        stream.queued_tokens += 1
+        self._advance(handle)
+
+    def close(self, stream: Stream, number: int, keep: bool) -> None:
+        """Queue a close; answered by an event."""
+        handle = stream.handles.get(number)
+        if handle is None or handle.closing:
+            error = self._not_in_use(stream, number)
+            stream.listener.event(number, life.Cause.KEPT if keep else life.Cause.CLOSED, 0, error)
+            return
+        handle.closing = True
+        handle.queue.append(QueuedClose(keep))
+        stream.queued_tokens += 1
+        self._advance(handle)
+
+    # ------------------------------------------------------------ seen from outside a stream
+
+    def get(self, session_id: str) -> Session:
+        """The session of an id.
+
+        Raises:
+            SessionIdInvalid: The id is empty.
+            SessionUnknown, SessionExpired, SessionClosed: There is none.
+        """
+        if not session_id:
+            raise SessionIdInvalid("session_id is empty; name the session.")
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise self._endings.missing(session_id)
+        return session
+
+    def page(self, after_serial: int, size: int) -> list[Session]:
+        """The `size` oldest sessions made after the one of this serial number, the oldest first."""
+        later = (session for session in self if session.serial > after_serial)
+        return heapq.nsmallest(size, later, key=lambda session: session.serial)
+
+    def end(self, session_id: str) -> int:
+        """End a session; a stream that holds it is told.
+
+        Returns:
+            How many tokens it had absorbed.
+
+        Raises:
+            SessionIdInvalid, SessionUnknown, SessionExpired, SessionClosed: As `get`.
+        """
+        session = self.get(session_id)
+        position = session.position
+        self._end(
+            session,
+            life.Event.CLOSE,
+            life.Cause.CLOSED,
+            SessionClosed("the session was closed.", position=position),
+        )
+        return position
+
+    def hash(self, session: Session) -> str:
+        """What stands for the session's id in logs and listings; keyed, so that ids stay unguessable."""
+        return hashlib.blake2b(session.id.encode(), key=self._hash_key, digest_size=8).hexdigest()
+
+    # ------------------------------------------------------------ time, and the end
+
+    def sweep(self) -> None:
+        """End what has waited or been idle too long, as of now."""
+        now = self._clock()
+        for stream in list(self.streams):
+            for handle in list(stream.handles.values()):
+                if handle.current is not None or handle.queue:
+                    self._time_out(handle, now)
+        self._expire(now)
+        self._endings.forget(now)
+
+    def drain(self) -> None:
+        """End everything: queued feeds end with Draining, one event tells each handle its final position."""
+        self.draining = True
+        for stream in self.streams:
+            for handle in list(stream.handles.values()):
+                handle.waiting_opens.clear()
+                if handle.session is None:
+                    self._refuse_handle(handle, "", _draining())
+        for session in list(self):
+            self._end(session, life.Event.DRAIN, life.Cause.DRAINING, _draining())
+
+    def _time_out(self, handle: Handle, now: float) -> None:
+        """Fail the handle's feeds that have waited their longest for their first token."""
+        overdue = now - self._settings.feed_wait_seconds_max
+
+        def fail(queued: QueuedFeed) -> None:
+            error = QueueTimeout(
+                f"the feed waited {self._settings.feed_wait_seconds_max:g} s and none of it was applied; try "
+                "again, "
+                "with its position.",
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+            self._fail(handle, queued, error)
+
+        for place, queued in enumerate(handle.queue):
+            if isinstance(queued, QueuedFeed) and queued.received_at <= overdue:
+                handle.queue[place] = QueuedFailure()
+                fail(queued)
+        current, feed, session = handle.current, handle.feed, handle.session
+        if current is not None and feed is not None and session is not None:
+            never_applied = feed.applied == 0
+            if never_applied and current.received_at <= overdue:
+                session.served.engine.withdraw(feed)
+                handle.current = handle.feed = None
+                handle.failed = True
+                fail(current)
+                self._advance(handle)
+
+    def _expire(self, now: float) -> None:
+        idle_since = now - self._settings.session_idle_seconds
+        expired = []
+        for session in self:
+            if session.fed_at > idle_since:
+                break
+            handle = session.handle
+            busy = handle is not None and (handle.current is not None or bool(handle.queue))
+            if not busy or (handle is not None and handle.stream.paused):
+                expired.append(session)
+        for session in expired:
+            error = SessionExpired(
+                f"the session was idle for {self._settings.session_idle_seconds:g} s and is gone; open a new "
+                "one.",
+                position=session.position,
+            )
+            self._end(session, life.Event.EXPIRE, life.Cause.EXPIRED, error)
+
+    # ------------------------------------------------------------ opening
+
+    def _open(self, handle: Handle, request: Open) -> None:
+        """Open the handle now, or behind a Close that is queued for the same session on the same stream."""
+        session = self._sessions.get(request.session_id) if request.session_id else None
+        if session is not None and session.handle is not None:
+            holder = session.handle
+            if holder.closing and holder.stream is handle.stream:
+                holder.waiting_opens.append((handle, request))
+                return
+        try:
+            if session is None:
+                session, previous = self._create(handle, request)
+                created = True
+            else:
+                self._attach(handle, request, session)
+                created, previous = False, None
+        except CellstreamError as error:
+            self._refuse_handle(handle, request.session_id, error)
+            return
+        handle.session = session
+        session.handle = handle
+        self.held[session.served] += 1
+        handle.stream.listener.opened(handle, created, previous)
+        log.debug("session_opened", session=self.hash(session), created=created, position=session.position)
+        self._advance(handle)
+
+    def _create(self, handle: Handle, request: Open) -> tuple[Session, Ending | None]:
+        name = request.session_id
+        if len(name.encode()) > self._settings.session_id_bytes_max:
+            raise SessionIdInvalid(
+                f"the session id has {len(name.encode())} bytes; at most "
+                f"{self._settings.session_id_bytes_max} are taken.",
+                session_id_bytes_max=self._settings.session_id_bytes_max,
+            )
+        if request.mode is Mode.ATTACH:
+            if not name:
+                raise SessionIdInvalid("MODE_ATTACH needs the id of a session; session_id is empty.")
+            raise self._endings.missing(name)
+        served = self.catalogue.find(request.model, request.version)
+        handle.answer = request.load_answer(served)
+        if served.engine.slots_taken >= served.engine.slots_max:
+            raise TooManySessions(
+                f"all {served.engine.slots_max} slots of {served.name}/{served.version} are taken; close a "
+                "session, or "
+                "try again later. None is taken from another session.",
+                slots_max=served.engine.slots_max,
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+        self._serial += 1
+        session = Session(
+            id=name or secrets.token_urlsafe(16),
+            named=bool(name),
+            served=served,
+            slot=served.engine.take_slot(),
+            serial=self._serial,
+            now=self._clock(),
+        )
+        self._sessions[session.id] = session
+        self._metrics.sessions_opened.labels(served.name, served.version).inc()
+        return session, self._endings.take(name)
+
+    def _attach(self, handle: Handle, request: Open, session: Session) -> None:
+        if request.mode is Mode.CREATE:
+            raise SessionExists(
+                f"the session exists, at position {session.position}; attach to it, or choose another id.",
+                position=session.position,
+            )
+        served = session.served
+        if (request.model or served.name, request.version or served.version) != (served.name, served.version):
+            raise ModelMismatch(
+                f"the session is served by {served.name}/{served.version}, and that never changes; leave "
+                "model and "
+                "version empty, or choose another id.",
+                model=served.name,
+                version=served.version,
+            )
+        handle.answer = request.load_answer(served)
+        if session.handle is None:
+            session.state = life.after(session.state, life.Event.ATTACH)
+        else:
+            session.state = life.after(session.state, life.Event.TAKE_OVER)
+            error = TakenOver(
+                "another stream or handle opened the session and is its writer now; the position tells what "
+                "was applied.",
+                position=session.position,
+            )
+            self._metrics.takeovers.inc()
+            waiting = session.handle.waiting_opens
+            self._tell_and_detach(session.handle, life.Cause.TAKEN_OVER, error)
+            for waiting_handle, _ in waiting:  # the last to ask is the writer: they asked before
+                self._refuse_handle(waiting_handle, session.id, error)
+        self._touch(session)
+
+    def _refuse(self, stream: Stream, number: int, request: Open, error: CellstreamError) -> None:
+        stream.remember(number, error, self._settings.stream_handles_max)
+        stream.listener.refused(number, request.session_id, error)
+
+    def _refuse_handle(self, handle: Handle, session_id: str, error: CellstreamError) -> None:
+        """The handle's Open failed: it is free again, and its feeds end with the same error."""
+        stream = handle.stream
+        del stream.handles[handle.number]
+        stream.remember(handle.number, error, self._settings.stream_handles_max)
+        stream.listener.refused(handle.number, session_id, error)
+        for queued in handle.queue:
+            stream.queued_tokens -= queued.size if isinstance(queued, QueuedFeed) else 1
+            if isinstance(queued, QueuedFeed):
+                stream.listener.rejected(handle.number, queued, error)
+        handle.queue.clear()
+
+    # ------------------------------------------------------------ the queue of a handle
+
+    def _advance(self, handle: Handle) -> None:
+        """Do what stands at the head of the queue, until a feed runs or nothing is left."""
+        session = handle.session
+        if session is None:
+            return
+        stream = handle.stream
+        while handle.queue and handle.current is None:
+            queued = handle.queue.popleft()
+            if isinstance(queued, QueuedFeed):
+                self._start(handle, session, queued)
+                continue
+            if isinstance(queued, QueuedFailure):
+                handle.failed = True
+                continue
+            stream.queued_tokens -= 1
+            if isinstance(queued, QueuedReset):
+                session.served.engine.reset(session.slot)
+                handle.failed = False
+                self._touch(session)
+                self._metrics.resets.inc()
+                stream.listener.event(handle.number, life.Cause.RESET, 0, None)
+            else:
+                self._close(handle, session, queued.keep)
+
+    def _start(self, handle: Handle, session: Session, queued: QueuedFeed) -> None:
+        """Check a feed whole, and give it to the engine."""
+        engine = session.served.engine
+        if queued.position is not None:
+            position = engine.position(session.slot)
+            if queued.position != position:
+                error: CellstreamError = PositionMismatch(
+                    f"the client holds {queued.position} tokens to be applied, the session has absorbed "
+                    f"{position}; "
+                    "nothing was applied. Go on from the server's position.",
+                    client_position=queued.position,
+                    server_position=position,
+                )
+                handle.failed = True
+                self._fail(handle, queued, error)
+                return
+            handle.failed = False
+        elif handle.failed:
+            error = FeedAfterFailure(
+                "an earlier feed of this handle failed; send the position to go on from, or reset the "
+                "session.",
+                position=engine.position(session.slot),
+            )
+            self._fail(handle, queued, error)
+            return
+        try:
+            ready = self._load(queued.source, handle)
+        except RequestError as refused:
+            handle.failed = True
+            self._fail(handle, queued, refused)
+            return
+        handle.current = queued
+        handle.feed = Feed(
+            session.slot,
+            ready.inputs,
+            ready.answer,
+            lambda feed, progress: self._progress(handle, feed, progress),
+            queued.received_at,
+            sampling=ready.sampling,
+        )
+        if not handle.stream.paused:
+            engine.submit(handle.feed)
+            self._wake()
+
+    def _progress(self, handle: Handle, feed: Feed, progress: Progress) -> None:
+        """One call did something for the handle's feed."""
+        queued = handle.current
+        if handle.feed is not feed or queued is None:
+            return  # let go of while this call was being settled
+        if progress.error is not None:
+            handle.failed = True
+        handle.stream.listener.result(handle, queued, progress)
+        if progress.done or feed.finished:
+            handle.current = handle.feed = None
+            handle.stream.queued_tokens -= queued.size
+            if handle.session is not None:
+                self._touch(handle.session)
+            if handle.queue:
+                self._advance(handle)
+
+    def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
+        handle.stream.queued_tokens -= queued.size
+        failed = Progress(position=handle.position, done=True, error=error)
+        handle.stream.listener.result(handle, queued, failed)
+
+    # ------------------------------------------------------------ letting go
+
+    def _close(self, handle: Handle, session: Session, keep: bool) -> None:
+        """A close has reached the head of its queue."""
+        waiting = handle.waiting_opens
+        error = HandleUnknown(f"handle {handle.number} was closed; open it again.", handle=handle.number)
+        self._tell_and_detach(handle, life.Cause.KEPT if keep else life.Cause.CLOSED, error)
+        self._move(session, life.Event.LET_GO if keep else life.Event.CLOSE)
+        self._open_waiting(waiting)
+
+    def _end(self, session: Session, event: life.Event, cause: life.Cause, error: CellstreamError) -> None:
+        """End a session, held or not."""
+        waiting: list[tuple[Handle, Open]] = []
+        if session.handle is not None:
+            waiting = session.handle.waiting_opens
+            self._tell_and_detach(session.handle, cause, error)
+        self._move(session, event)
+        self._open_waiting(waiting)
+
+    def _open_waiting(self, waiting: list[tuple[Handle, Open]]) -> None:
+        for handle, request in waiting:
+            self._open(handle, request)
+
+    def _tell_and_detach(self, handle: Handle, cause: life.Cause, error: CellstreamError) -> None:
+        """Take the handle from its stream: unapplied feeds end with `error`, one event tells the cause."""
+        stream = handle.stream
+        position = handle.position
+        unapplied = [handle.current, *handle.queue]
+        self._detach(handle)
+        for queued in unapplied:
+            if isinstance(queued, QueuedFeed):
+                failed = Progress(position=position, done=True, error=error)
+                stream.listener.result(handle, queued, failed)
+        stream.remember(handle.number, error, self._settings.stream_handles_max)
+        stream.listener.event(handle.number, cause, position, None)
+
+    def _detach(self, handle: Handle) -> Session | None:
+        """Take the handle from its stream, in silence; its session has no writer then."""
+        stream, session = handle.stream, handle.session
+        del stream.handles[handle.number]
+        for queued in (handle.current, *handle.queue):
+            if isinstance(queued, QueuedFeed):
+                stream.queued_tokens -= queued.size
+            elif isinstance(queued, QueuedReset | QueuedClose):
+                stream.queued_tokens -= 1
+        if session is not None:
+            if handle.feed is not None:
+                session.served.engine.withdraw(handle.feed)
+            session.handle = None
+            self.held[session.served] -= 1
+        handle.current = handle.feed = None
+        handle.queue.clear()
+        return session
+
+    def _move(self, session: Session, event: life.Event) -> None:
+        """Move a session that no handle holds along its life."""
+        session.state = life.after(session.state, event)
+        if session.state is not life.State.ENDED:
+            self._touch(session)
+            return
+        cause = life.ENDED_BY[event]
+        position = session.position
+        session.served.engine.give_back(session.slot)
+        del self._sessions[session.id]
+        self._metrics.sessions_ended.labels(cause).inc()
+        log.info("session_ended", session=self.hash(session), cause=cause, position=position)
+        if session.named and event in (life.Event.CLOSE, life.Event.EXPIRE):
+            told = life.Cause.CLOSED if event is life.Event.CLOSE else life.Cause.EXPIRED
+            ending = Ending(told, position, self._clock(), self._wall_clock())
+            self._endings.remember(session.id, ending)
+
+    def _touch(self, session: Session) -> None:
+        """The session is in use: it goes to the end of the order in which sessions expire."""
+        session.fed_at = self._clock()
+        del self._sessions[session.id]
+        self._sessions[session.id] = session
+
+    # ------------------------------------------------------------ errors
+
+    def _not_in_use(self, stream: Stream, number: int) -> CellstreamError:
+        if number in stream.handles:
+            return HandleUnknown(
+                f"handle {number} is being closed; wait for its event, then open it.", handle=number
+            )
+        return stream.former.get(number) or HandleUnknown(
+            f"handle {number} is not in use on this stream; open it first.", handle=number
+        )
+
+
+def _draining() -> Draining:
+    return Draining("the server is going away; open the session elsewhere, or here again when it is back.")

@@ -1,0 +1,216 @@
+"""Sessions, the handles by which streams hold them, and what waits in a handle's queue.
+
+Plain records; `registry.py` holds the rules. The queue belongs to the handle and not to the session, so that
+a new writer can never run the old one's remaining tokens.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellstream.engine import Answer, Feed, Progress, Sampling
+from cellstream.errors import CellstreamError
+from cellstream.sessions import life
+from cellstream.sessions.catalogue import Served
+from cellstream.sessions.endings import Ending
+
+
+class Mode(enum.IntEnum):
+    """How an Open treats a session that exists, or does not; the numbers are those of the wire."""
+
+    ATTACH_OR_CREATE = 0
+    CREATE = 1
+    ATTACH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What a stream asks for when it opens a handle.
+
+    Attributes:
+        session_id: Empty: a session that ends with the stream.
+        model: Empty: the session's own, else the default.
+        version: Empty: the session's own, else the highest.
+        mode: What to do about an existing session.
+        load_answer: Checks, against the model that the session turned out to have, what feeds answer with
+            unless they say otherwise; raises RequestError.
+    """
+
+    session_id: str
+    model: str
+    version: str
+    mode: Mode
+    load_answer: Callable[[Served], Answer]
+
+
+@dataclass(slots=True, eq=False)
+class QueuedFeed:
+    """A feed in a handle's queue.
+
+    It is made into tokens only at the head of the queue: a handle whose Open waits does not know its model.
+
+    Attributes:
+        id: The client's number.
+        position: How many tokens the client holds to be applied before these; None: it does not say.
+        received_at: When its message was read, seconds of the server's clock.
+        size: About how many tokens it has, for the stream's bound.
+        source: What `load` makes into input.
+    """
+
+    id: int
+    position: int | None
+    received_at: float
+    size: int
+    source: Any
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedReset:
+    """A reset in a handle's queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedClose:
+    """A close in a handle's queue; nothing follows it."""
+
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedFailure:
+    """The place of a feed that failed while it waited: what follows must say its position."""
+
+
+Queued = QueuedFeed | QueuedReset | QueuedClose | QueuedFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A feed's input, checked against its model: what the engine needs of it."""
+
+    inputs: list[int] | NDArray[np.float32]
+    answer: Answer
+    sampling: Sampling | None = None
+
+
+class Session:
+    """What a client holds: a state in a slot, kept between calls."""
+
+    __slots__ = ("fed_at", "handle", "id", "named", "serial", "served", "slot", "state")
+
+    def __init__(self, id: str, named: bool, served: Served, slot: int, serial: int, now: float) -> None:
+        self.id = id
+        self.named = named
+        self.served = served
+        self.slot = slot
+        self.serial = serial
+        self.state = life.State.HELD
+        self.handle: Handle | None = None
+        self.fed_at = now
+
+    @property
+    def position(self) -> int:
+        """How many tokens its state has absorbed."""
+        return self.served.engine.position(self.slot)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.served.name}/{self.served.version} slot {self.slot}: {self.state.value}>"
+
+
+class Handle:
+    """A stream's hold on a session, and what the stream has asked of it."""
+
+    __slots__ = (
+        "answer",
+        "closing",
+        "current",
+        "failed",
+        "feed",
+        "number",
+        "queue",
+        "session",
+        "stream",
+        "waiting_opens",
+    )
+
+    def __init__(self, stream: Stream, number: int) -> None:
+        self.stream = stream
+        self.number = number
+        self.session: Session | None = None  # None while its Open waits
+        self.answer = Answer()
+        self.queue: deque[Queued] = deque()
+        self.current: QueuedFeed | None = None
+        self.feed: Feed | None = None  # what the engine has of `current`
+        self.failed = False
+        self.closing = False
+        self.waiting_opens: list[tuple[Handle, Open]] = []
+
+    @property
+    def position(self) -> int:
+        """How many tokens its session has absorbed; 0 while its Open waits."""
+        return 0 if self.session is None else self.session.position
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.number} of {self.session}: {len(self.queue)} queued>"
+
+
+class Listener(Protocol):
+    """Whoever reads a stream's answers. None of these may raise."""
+
+    def opened(self, handle: Handle, created: bool, previous: Ending | None) -> None:
+        """The handle holds its session."""
+
+    def refused(self, number: int, session_id: str, error: CellstreamError) -> None:
+        """The handle of this number could not be opened."""
+
+    def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
+        """A feed was answered, or failed."""
+
+    def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
+        """A feed names a handle that is not in use."""
+
+    def event(self, number: int, cause: life.Cause, position: int, error: CellstreamError | None) -> None:
+        """Something happened to a session, or a reset or close could not be done."""
+
+
+class Stream:
+    """One client's stream, as the registry sees it.
+
+    Attributes:
+        listener: Who reads its answers.
+        handles: Those in use, by number.
+        former: Why handles that were in use no longer are; what their late feeds are told.
+        queued_tokens: How many tokens have been read and are not applied.
+        paused: Its feeds are not scheduled, because its client does not read.
+    """
+
+    __slots__ = ("former", "handles", "listener", "paused", "queued_tokens")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.handles: dict[int, Handle] = {}
+        self.former: dict[int, CellstreamError] = {}
+        self.queued_tokens = 0
+        self.paused = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was read is answered."""
+        return all(
+            handle.session is not None and handle.current is None and not handle.queue
+            for handle in self.handles.values()
+        )
+
+    def remember(self, number: int, error: CellstreamError, most: int) -> None:
+        """Remember why a handle is no longer in use; the oldest of too many is forgotten."""
+        self.former.pop(number, None)
+        if len(self.former) >= most:
+            del self.former[next(iter(self.former))]
+        self.former[number] = error
