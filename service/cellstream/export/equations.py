@@ -42,9 +42,9 @@ class Nodes:
         self.constants[name] = numbers
         return name
 
-    def split(self, value: str, sizes: Sequence[int], outputs: Sequence[str]) -> Sequence[str]:
-        """Cut [batch, Σ sizes] into columns of these sizes."""
-        return self.add_many("Split", [value, self.constant("split", *sizes)], outputs, axis=1)
+    def split(self, value: str, sizes: Sequence[int], outputs: Sequence[str], axis: int = 1) -> Sequence[str]:
+        """Cut a value into parts of these sizes; axis 1: into columns."""
+        return self.add_many("Split", [value, self.constant("split", *sizes)], outputs, axis=axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +54,36 @@ class Layer:
     Attributes:
         prefix: Of its tensors and values: `layers.0.`.
         units: How many it has.
-        x: The step's input [batch, width]; None where `table` is looked up instead.
-        token: The step's token [batch]; None where `x` is given.
+        x: The step's input, [batch, width] float32, or [batch] int64 where it is a token.
+        x_is_token: Whether the layer has a table, in which x is looked up.
         states: Its states before the step, [batch, units] each.
     """
 
     prefix: str
     units: int
-    x: str | None
-    token: str | None
+    x: str
+    x_is_token: bool
     states: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What one layer made of it: its states after the step and its gates, [batch, units] each."""
+    """What one layer made of it.
+
+    Attributes:
+        states: Its states after the step, [batch, units] each.
+        gates: Values whose columns, side by side, are the gates that it shows, in the order of `SHOWN_GATES`.
+    """
 
     states: dict[str, str]
-    gates: dict[str, str]
+    gates: list[str]
 
 
 def rnn(nodes: Nodes, layer: Layer) -> Stepped:
     """Vanilla RNN: h = tanh(W·[x, h₋₁] + b)."""
     of, h = layer.prefix, layer.states["hidden"]
     a = _gate_inputs(nodes, layer, h)  # [batch, units]
-    return Stepped({"hidden": nodes.add("Tanh", [a], of + "hidden_next")}, {})
+    return Stepped({"hidden": nodes.add("Tanh", [a], of + "hidden_next")}, [])
 
 
 def lstm(nodes: Nodes, layer: Layer) -> Stepped:
@@ -93,9 +98,7 @@ def lstm(nodes: Nodes, layer: Layer) -> Stepped:
     written = nodes.add("Mul", [i, candidate], of + "written")
     c_next = nodes.add("Add", [kept, written], of + "cell_next")
     h_next = nodes.add("Mul", [o, nodes.add("Tanh", [c_next], of + "cell_tanh")], of + "hidden_next")
-    return Stepped(
-        {"hidden": h_next, "cell": c_next}, {"forget": f, "input": i, "output": o, "candidate": candidate}
-    )
+    return Stepped({"hidden": h_next, "cell": c_next}, [fio, candidate])
 
 
 def gru(nodes: Nodes, layer: Layer) -> Stepped:
@@ -104,10 +107,9 @@ def gru(nodes: Nodes, layer: Layer) -> Stepped:
     h = (1 − z)⊙n + z⊙h₋₁, written as PyTorch computes it: n + z⊙(h₋₁ − n).
     """
     of, units, h = layer.prefix, layer.units, layer.states["hidden"]
-    if layer.token is not None:
-        from_x = nodes.add("Gather", [of + "table", layer.token], of + "from_x", axis=0)  # [batch, 3 × units]
+    if layer.x_is_token:
+        from_x = nodes.add("Gather", [of + "table", layer.x], of + "from_x", axis=0)  # [batch, 3 × units]
     else:
-        assert layer.x is not None
         from_x = nodes.add("Gemm", [layer.x, of + "input_weight", of + "input_bias"], of + "from_x")
     from_h = nodes.add(
         "Gemm", [h, of + "state_weight", of + "state_bias"], of + "from_h"
@@ -120,7 +122,7 @@ def gru(nodes: Nodes, layer: Layer) -> Stepped:
     n = nodes.add("Tanh", [a_n], of + "candidate")
     moved = nodes.add("Mul", [z, nodes.add("Sub", [h, n], of + "h_minus_n")], of + "moved")
     h_next = nodes.add("Add", [n, moved], of + "hidden_next")
-    return Stepped({"hidden": h_next}, {"reset": r, "update": z, "candidate": n})
+    return Stepped({"hidden": h_next}, [rz, n])
 
 
 CELLS: dict[str, Callable[[Nodes, Layer], Stepped]] = {"rnn": rnn, "lstm": lstm, "gru": gru}
@@ -130,9 +132,8 @@ CELLS: dict[str, Callable[[Nodes, Layer], Stepped]] = {"rnn": rnn, "lstm": lstm,
 def _gate_inputs(nodes: Nodes, layer: Layer, h: str) -> str:
     """All gates' W·[x, h₋₁] + b, one Gemm, [batch, gates × units]; a token's share is a row of the table."""
     of = layer.prefix
-    if layer.token is not None:
-        from_token = nodes.add("Gather", [of + "table", layer.token], of + "from_token", axis=0)
-        return nodes.add("Gemm", [h, of + "weight", from_token], of + "a")
-    assert layer.x is not None
+    if layer.x_is_token:
+        from_x = nodes.add("Gather", [of + "table", layer.x], of + "from_x", axis=0)
+        return nodes.add("Gemm", [h, of + "weight", from_x], of + "a")
     both = nodes.add("Concat", [layer.x, h], of + "x_h", axis=1)  # [batch, width + units]
     return nodes.add("Gemm", [both, of + "weight", of + "bias"], of + "a")

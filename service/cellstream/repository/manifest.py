@@ -6,7 +6,9 @@ engine says LSTM.
 
 The step graph (`model.onnx`) has
     inputs   the input [time, batch] int64 or [time, batch, features] float32, then one tensor for each state
-    outputs  each output [time, batch, ...], each state after the last step, each gate [time, batch, layers, units]
+             and, where `gates_switch` names it, a boolean scalar: whether the gates are wanted
+    outputs  each output [time, batch, ...], each state after the last step,
+             each gate [time, batch, layers, units], or [0, 0, layers, units] where they are not wanted
 The head graph (`head.onnx`) takes the states that it needs, and gives each output [batch, ...].
 """
 
@@ -115,6 +117,7 @@ class Manifest(_Frozen):
         outputs: What a step answers; the first is the prediction.
         states: What a session carries.
         gates: What the graph shows of its inside.
+        gates_switch: The graph's boolean scalar input that says whether to show it; None: it always does.
         step_graph: The file of the graph that serves.
         head_graph: The file of the graph from states to outputs.
         tokenizer: The tokeniser's file; None for values.
@@ -134,6 +137,7 @@ class Manifest(_Frozen):
     outputs: tuple[Output, ...] = Field(min_length=1)
     states: tuple[State, ...] = Field(min_length=1)
     gates: tuple[Gate, ...] = ()
+    gates_switch: str | None = None
     step_graph: str = "model.onnx"
     head_graph: str = "head.onnx"
     tokenizer: str | None = None
