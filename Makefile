@@ -1,18 +1,78 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-PROTOS := protos/cellstream/v1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 
 .PHONY: help
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------- environments, one stamp each
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[serve]'
+	@touch $@
+
+# Torch by its exact version: a range takes gigabytes of CUDA on a machine without a GPU.
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) --editable '.[serve,train]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.dev ## Make the environment for development, in .venv
+	@[ "$${CI:-}" ] || [ ! -e .git ] || $(BIN)/pre-commit install >/dev/null
+
+# ---------------------------------------------------------------- what the project does
+
+.PHONY: demo
+demo: $(VENV)/.serve ## Serve the shipped model, stream to it, look inside: under two minutes, no torch
+	$(BIN)/python -m cellstream.demo
+
+.PHONY: train-demo
+train-demo: $(VENV)/.train ## Train, export, prove, serve, generate: about three minutes
+	$(BIN)/python -m cellstream.demo --train
+
+.PHONY: up
+up: ## Server, Prometheus and Grafana by docker-compose
+	docker-compose up --build --detach --wait
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure against bare ONNX Runtime, minutes
+	$(BIN)/python -m bench
+
+# ---------------------------------------------------------------- what keeps it right
+
+.PHONY: check
+check: $(VENV)/.dev ## Lint, format, types, layers, protos, freshness of generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
+	$(BIN)/python protos/generate.py --check
+
+.PHONY: test
+test: check ## Everything that CI runs: check, then the tests
+	$(BIN)/python -m pytest
+
+.PHONY: compose-test
+compose-test: $(VENV)/.dev ## The real compose file on a real Docker engine; needs root and Debian
+	deploy/compose-test
 
 .PHONY: protos
-protos: ## Rebuild the generated stubs
-	$(BIN)/python -m grpc_tools.protoc -I protos \
-	  --python_out=service --grpc_python_out=service --mypy_out=quiet:service --mypy_grpc_out=quiet:service \
-	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  $(PROTOS)/prediction.proto $(PROTOS)/session.proto $(PROTOS)/model.proto
+protos: $(VENV)/.dev ## Rebuild what is generated from the protos: stubs and docs/protocol.md
+	$(BIN)/python protos/generate.py

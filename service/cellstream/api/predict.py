@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext
@@ -81,7 +82,8 @@ class PredictStream:
         reading = asyncio.create_task(self._read(messages))
         writing = asyncio.create_task(self._write(context))
         try:
-            await asyncio.wait({reading, writing, self._cut}, return_when=asyncio.FIRST_COMPLETED)
+            ends: tuple[asyncio.Future[Any], ...] = (reading, writing, self._cut)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             error: CellstreamError | None = None
             if self._cut.done():
                 error = self._cut.result()
@@ -201,7 +203,7 @@ class PredictStream:
             created=created,
         )
         if previous is not None:
-            opened.previous.cause = previous.cause.value
+            opened.previous.cause = pb.Cause.ValueType(previous.cause)
             opened.previous.position = previous.position
             opened.previous.time.CopyFrom(_timestamp(previous.time))
 
@@ -258,7 +260,7 @@ class PredictStream:
         size = 40 if error is None else STATUS_BYTES
         self._outbox.letter(Part.EVENTS, size).message.events.add(
             handle=number,
-            cause=cause.value,
+            cause=pb.Cause.ValueType(cause),
             position=position,
             time=_timestamp(self._wall_clock()),
             error=None if error is None else self._teller.status(error),

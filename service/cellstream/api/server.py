@@ -85,6 +85,7 @@ class Server:
     """A running server; `start` makes it, `stop` ends it.
 
     Attributes:
+        host: The address of gRPC.
         port: The port of gRPC that was bound.
         metrics_port: The port of /metrics that was bound.
     """
@@ -119,6 +120,7 @@ class Server:
         self._metrics_server: MetricsServer
         self._grpc: grpc.aio.Server
         self._sweeping: asyncio.Task[None]
+        self.host = settings.host
         self.port = 0
         self.metrics_port = 0
 

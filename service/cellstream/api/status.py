@@ -19,9 +19,9 @@ RESOURCE_EXHAUSTED without details.
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -74,13 +74,13 @@ CODES: dict[str, StatusCode] = {
 
 def to_status(error: CellstreamError) -> Status:
     """The error as it travels: code, message, `ErrorInfo`, and `RetryInfo` where waiting helps."""
-    info = Any()
+    info = any_pb2.Any()
     info.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.values))
     details = [info]
     if isinstance(error, CapacityError):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
-        retry = Any()
+        retry = any_pb2.Any()
         retry.Pack(RetryInfo(retry_delay=delay))
         details.append(retry)
     return Status(code=CODES[error.reason].value[0], message=error.message, details=details)
@@ -99,7 +99,7 @@ class Teller:
         counter.labels(error.reason).inc()
         return to_status(error)
 
-    async def abort(self, context: ServicerContext, error: CellstreamError) -> NoReturn:
+    async def abort(self, context: ServicerContext[Any, Any], error: CellstreamError) -> NoReturn:
         """End the rpc with the error, counted, as its status."""
         status = self.status(error)
         # The key under which gRPC carries a google.rpc.Status.

@@ -1,0 +1,62 @@
+"""Rebuilds what is generated from the protos, or with `--check` tells whether it is fresh.
+
+Stubs go to service/cellstream/v1: protobuf's and gRPC's code, and mypy-protobuf's types for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path("cellstream/v1")
+FILES = ("prediction", "session", "model")
+PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+
+
+def write_stubs(output: Path) -> None:
+    """Write the stubs below `output`."""
+    scripts = Path(sys.executable).parent
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}"),
+            *(
+                f"--plugin={plugin}={scripts / plugin}"
+                for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+            ),
+            *(f"--{kind}_out={output}" for kind in ("python", "grpc_python")),
+            *(f"--{kind}_out=quiet:{output}" for kind in ("mypy", "mypy_grpc")),
+            *(str(ROOT / "protos" / PACKAGE / f"{name}.proto") for name in FILES),
+        ],
+        check=True,
+    )
+
+
+def stale(fresh: Path, committed: Path) -> list[str]:
+    """Names of the files that differ, or that only one side has; `__init__.py` is written by hand."""
+    names = {path.name for side in (fresh, committed) for path in side.glob("*.py*")} - {"__init__.py"}
+    _, different, missing = filecmp.cmpfiles(fresh, committed, sorted(names), shallow=False)
+    return different + missing
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if something is stale")
+    if not parser.parse_args().check:
+        write_stubs(ROOT / "service")
+        return 0
+    with tempfile.TemporaryDirectory() as directory:
+        write_stubs(Path(directory))
+        differing = stale(Path(directory) / PACKAGE, ROOT / "service" / PACKAGE)
+    for name in differing:
+        print(f"service/{PACKAGE}/{name} is stale: run `make protos`", file=sys.stderr)  # noqa: T201 - a script
+    return int(bool(differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

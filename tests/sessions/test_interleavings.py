@@ -1,0 +1,345 @@
+"""Whatever is done to sessions, in whatever order, each gets bit for bit what it would get alone.
+
+The oracle is a plain loop over ONNX Runtime: one session, one token at a time. What a session has absorbed is
+reconstructed from what the clients were told, so a wrong position or a dropped token shows as a difference too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from prometheus_client import CollectorRegistry
+
+from cellstream.engine import Answer, Engine, Progress, Want
+from cellstream.errors import CellstreamError
+from cellstream.metrics import Metrics
+from cellstream.repository import Repository
+from cellstream.sessions import (
+    Catalogue,
+    Cause,
+    Ending,
+    Handle,
+    Input,
+    Mode,
+    Open,
+    QueuedFeed,
+    Registry,
+    Served,
+    Stream,
+)
+from cellstream.settings import Settings
+from cellstream.testing import ManualClock, write_model
+from cellstream.text import ByteTokenizer
+
+IDLE_SECONDS = 100.0
+WAIT_SECONDS = 10.0
+SLOTS = 3
+
+
+class Alone:
+    """One session at a time, one token at a time: what every answer is held against."""
+
+    def __init__(self, directory: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(directory / "model.onnx", options)
+        zeros = np.zeros((1, 2, 16), np.float32)
+        self._after: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {
+            (): (zeros, zeros, np.empty(0, np.float32))
+        }
+
+    def log_probabilities(self, tokens: tuple[int, ...]) -> np.ndarray:
+        """What the model says after these tokens, float32 [vocabulary]."""
+        return self._run(tokens)[2]
+
+    def _run(self, tokens: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if tokens not in self._after:
+            hidden, cell, _ = self._run(tokens[:-1])
+            names = ["hidden_next", "cell_next", "log_probabilities"]
+            given = {"tokens": np.array([[tokens[-1]]]), "hidden": hidden, "cell": cell}
+            if "with_gates" in {wanted.name for wanted in self._session.get_inputs()}:
+                given["with_gates"] = np.array(False)
+            hidden, cell, answer = self._session.run(names, given)
+            self._after[tokens] = hidden, cell, answer[0, 0]
+        return self._after[tokens]
+
+
+@dataclass
+class Told:
+    """A client: it remembers what it was told, and checks every answer as it comes."""
+
+    machine: Interleavings
+    stream: Stream | None = None
+    asked: dict[int, tuple[int, ...]] = field(default_factory=dict)  # feed id → its tokens, until it is done
+    applied: Counter[int] = field(default_factory=Counter)
+    names: dict[int, str] = field(default_factory=dict)  # handle → session, as Opened told
+    waiting_resets: Counter[int] = field(default_factory=Counter)
+
+    def opened(self, handle: Handle, created: bool, previous: Ending | None) -> None:
+        assert handle.session is not None
+        session_id = handle.session.id
+        self.names[handle.number] = session_id
+        if created:
+            assert session_id not in self.machine.absorbed, "a session that was there is not created again"
+            self.machine.absorbed[session_id] = ()
+        assert handle.position == len(self.machine.absorbed[session_id])
+        assert created or previous is None
+
+    def refused(self, number: int, session_id: str, error: CellstreamError) -> None:
+        self.machine.refusals[error.reason] += 1
+
+    def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
+        assert queued.id in self.asked
+        del self.asked[queued.id]
+
+    def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
+        tokens = self.asked[queued.id]
+        assert handle.session is not None or progress.error is not None
+        if handle.session is not None:
+            self._absorb(handle.session.id, queued.id, progress.position)
+        if progress.error is None and progress.steps:
+            assert progress.outputs is not None
+            assert handle.session is not None
+            absorbed = self.machine.absorbed[handle.session.id]
+            for step in range(progress.steps):
+                history = absorbed[: progress.position - progress.steps + step + 1]
+                expected = self.machine.alone.log_probabilities(history)
+                np.testing.assert_array_equal(progress.outputs["log_probabilities"][step], expected)
+        if progress.done:
+            if progress.error is None:
+                assert self.applied[queued.id] == len(tokens), "a feed that is done is applied whole"
+            del self.asked[queued.id]
+
+    def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
+        if error is not None:
+            return
+        session_id = self.names[number]
+        if cause is Cause.RESET:
+            self.machine.absorbed[session_id] = ()
+            assert position == 0
+            return
+        assert position == len(self.machine.absorbed[session_id])
+        if cause in (Cause.CLOSED, Cause.EXPIRED, Cause.DRAINING):
+            self.machine.ended(session_id)
+        del self.names[number]
+
+    def _absorb(self, session_id: str, feed_id: int, position: int) -> None:
+        """The session was told to be at `position`: the feed's next tokens brought it there."""
+        absorbed = self.machine.absorbed[session_id]
+        count = position - len(absorbed)
+        assert count >= 0, "a position never goes back but by a reset"
+        first = self.applied[feed_id]
+        tokens = self.asked[feed_id][first : first + count]
+        assert len(tokens) == count, "no more was applied than was sent"
+        self.applied[feed_id] += count
+        self.machine.absorbed[session_id] = absorbed + tokens
+
+    def gone(self) -> None:
+        """The stream ends in silence: what its running feeds did, only the sessions' positions tell."""
+        assert self.stream is not None
+        for handle in self.stream.handles.values():
+            if handle.session is not None and handle.current is not None:
+                self._absorb(handle.session.id, handle.current.id, handle.session.position)
+        ending = [
+            handle.session.id
+            for handle in self.stream.handles.values()
+            if handle.session is not None and not handle.session.named
+        ]
+        self.machine.registry.disconnect(self.stream)
+        for session_id in ending:
+            self.machine.ended(session_id)
+        self.names.clear()
+        self.asked.clear()
+
+
+NAMES = st.sampled_from(["", "", "alice", "bob"])
+HANDLES = st.integers(0, 2)
+CLIENTS = st.integers(0, 1)
+WANTS = st.sampled_from(list(Want))
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Two clients, three handles each, few slots, names that they share."""
+
+    served: Served
+    alone: Alone
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.absorbed: dict[str, tuple[int, ...]] = {}
+        self.refusals: Counter[str] = Counter()
+        self.feed_id = 0
+        self.woken = False
+        self.settings = Settings(
+            models=Path(),
+            slots_max=SLOTS,
+            session_idle_seconds=IDLE_SECONDS,
+            feed_wait_seconds_max=WAIT_SECONDS,
+            stream_handles_max=3,
+        )
+
+    @initialize()
+    def start(self) -> None:
+        self.registry = Registry(
+            Catalogue([self.served], None),
+            self.settings,
+            Metrics(CollectorRegistry()),
+            load=lambda source, handle: source,
+            wake=self.wake,
+            clock=self.clock,
+            wall_clock=self.clock,
+        )
+        self.clients = [Told(self), Told(self)]
+        for client in self.clients:
+            client.stream = self.registry.connect(client)
+
+    def wake(self) -> None:
+        self.woken = True
+
+    def ended(self, session_id: str) -> None:
+        """A session is gone; what it had absorbed is forgotten."""
+        del self.absorbed[session_id]
+
+    @rule(who=CLIENTS, number=HANDLES, name=NAMES, mode=st.sampled_from(list(Mode)))
+    def open(self, who: int, number: int, name: str, mode: Mode) -> None:
+        client = self.clients[who]
+        assert client.stream is not None
+        if number in client.stream.handles:
+            with pytest.raises(CellstreamError, match="in use"):
+                self.registry.open(client.stream, number, _open(name, mode))
+            return
+        self.registry.open(client.stream, number, _open(name, mode))
+
+    @rule(
+        who=CLIENTS,
+        number=HANDLES,
+        tokens=st.lists(st.integers(0, 3), min_size=1, max_size=7),
+        want=WANTS,
+        position=st.sampled_from([None, None, None, "right", "wrong"]),
+    )
+    def feed(self, who: int, number: int, tokens: list[int], want: Want, position: str | None) -> None:
+        client = self.clients[who]
+        assert client.stream is not None
+        self.feed_id += 1
+        client.asked[self.feed_id] = tuple(tokens)
+        handle = client.stream.handles.get(number)
+        here = 0 if handle is None else handle.position
+        given = {None: None, "right": here, "wrong": here + 1}[position]
+        answer = Answer(want=want, top_k=0, log_probabilities=True)
+        queued = QueuedFeed(self.feed_id, given, self.clock(), len(tokens), Input(tokens, answer))
+        self.registry.feed(client.stream, number, queued)
+
+    @rule(who=CLIENTS, number=HANDLES)
+    def reset(self, who: int, number: int) -> None:
+        client = self.clients[who]
+        assert client.stream is not None
+        self.registry.reset(client.stream, number)
+
+    @rule(who=CLIENTS, number=HANDLES, keep=st.booleans())
+    def close(self, who: int, number: int, keep: bool) -> None:
+        client = self.clients[who]
+        assert client.stream is not None
+        self.registry.close(client.stream, number, keep)
+
+    @rule(turns=st.integers(1, 4))
+    def turn(self, turns: int) -> None:
+        for _ in range(turns):
+            self.served.engine.turn()
+
+    @rule(who=CLIENTS)
+    def disconnect(self, who: int) -> None:
+        client = self.clients[who]
+        client.gone()
+        client.stream = self.registry.connect(client)
+
+    @rule(who=CLIENTS)
+    def pause_or_resume(self, who: int) -> None:
+        stream = self.clients[who].stream
+        assert stream is not None
+        (self.registry.resume if stream.paused else self.registry.pause)(stream)
+
+    @rule(seconds=st.sampled_from([1.0, WAIT_SECONDS, IDLE_SECONDS]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        before = {session.id for session in self.registry}
+        held = {session.id for session in self.registry if session.handle is not None}
+        self.registry.sweep()
+        for session_id in before - held - {session.id for session in self.registry}:
+            self.ended(session_id)  # nobody held it, so nobody was told
+
+    @precondition(lambda self: self.absorbed)
+    @rule(data=st.data())
+    def close_from_outside(self, data: st.DataObject) -> None:
+        session_id = data.draw(st.sampled_from(sorted(self.absorbed)))
+        held = self.registry.get(session_id).handle is not None
+        position = self.registry.end(session_id)
+        if not held:
+            assert position == len(self.absorbed[session_id])
+            self.ended(session_id)
+
+    @invariant()
+    def nothing_is_lost_or_shared(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        engine = self.served.engine
+        engine.check_integrity()
+        slots = [session.slot for session in self.registry]
+        assert len(slots) == len(set(slots)) == engine.slots_taken
+        assert {session.id for session in self.registry} == set(self.absorbed)
+        for client in self.clients:
+            assert client.stream is not None
+            queued = [feed for handle in client.stream.handles.values() for feed in handle.queue]
+            assert client.stream.queued_tokens >= len(queued)
+        held = sum(session.handle is not None for session in self.registry)
+        assert held == self.registry.held.total()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "registry"):
+            return
+        for client in self.clients:
+            assert client.stream is not None
+            if client.stream.paused:
+                self.registry.resume(client.stream)
+        while self.served.engine.turn() is not None:
+            pass
+        for client in self.clients:
+            assert client.stream is not None
+            assert client.stream.idle
+            assert client.stream.queued_tokens == 0
+            assert not client.asked, "every feed was answered to its end"
+        self.registry.drain()
+        assert self.served.engine.slots_taken == 0
+        assert len(self.registry) == 0
+
+
+def _open(name: str, mode: Mode) -> Open:
+    return Open(name, "", "", mode, lambda served: Answer())
+
+
+def test_each_session_gets_what_it_would_get_alone(tmp_path: Path) -> None:
+    """The first promise, under every interleaving that hypothesis finds."""
+    (version,) = Repository(write_model(tmp_path))
+    engine = Engine(version, slots_max=SLOTS, batch_rows_max=8, step_milliseconds_max=10.0)
+
+    class Machine(Interleavings):
+        alone = Alone(version.directory)
+        served = Served(version.manifest, version.manifest_digest, "", engine, ByteTokenizer())
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.absorbed = {}
+
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Machine, settings=hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )
