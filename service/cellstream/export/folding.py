@@ -23,15 +23,12 @@ b is b_ih + b_hh for r and z and b_ih for n; c is 0 for r and z and b_hh for n.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
+from cellstream.cells.checkpoint import Weights, check_weights
 from cellstream.cells.config import GATE_ORDER, StackConfig
-
-Weights = Mapping[str, NDArray[np.float32]]
-"""PyTorch's weights by the names of `cells.config`, float32."""
+from cellstream.errors import CheckpointInvalid
 
 BLOCK_ORDER: dict[str, tuple[str, ...]] = {
     "rnn": ("candidate",),
@@ -46,12 +43,15 @@ def fold(config: StackConfig, weights: Weights) -> dict[str, NDArray[np.float32]
 
     Args:
         config: What the weights are the weights of.
-        weights: All of `config.weight_shapes()`, and nothing else.
+        weights: PyTorch's, by the names of `cells.config`: all of them, and nothing else.
 
     Raises:
-        ValueError: A weight is missing, unknown, of another shape or dtype, or not finite.
+        CheckpointInvalid: A weight is missing, unknown, of another shape or type, or not finite.
     """
-    _check(config, weights)
+    check_weights(config, weights, where="weights")
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise CheckpointInvalid(f"weights: {name}: expected finite numbers, found NaN or an infinity.")
     folded: dict[str, NDArray[np.float64]] = {}
     for layer in range(config.layers):
         folded |= _fold_layer(config, weights, layer)
@@ -102,18 +102,3 @@ def _in_graph_order(config: StackConfig, rows: NDArray[np.float32]) -> NDArray[n
 
 def _wide(tensor: NDArray[np.float32]) -> NDArray[np.float64]:
     return tensor.astype(np.float64)
-
-
-def _check(config: StackConfig, weights: Weights) -> None:
-    shapes = config.weight_shapes()
-    for name in sorted(shapes.keys() | weights.keys()):
-        if name not in weights:
-            raise ValueError(f"weight {name}: expected one of shape {list(shapes[name])}, found none")
-        if name not in shapes:
-            raise ValueError(f"weight {name}: expected none of that name for this configuration")
-        found = weights[name]
-        expected = f"float32 {list(shapes[name])}"
-        if (described := f"{found.dtype} {list(found.shape)}") != expected:
-            raise ValueError(f"weight {name}: expected {expected}, found {described}")
-        if not np.isfinite(found).all():
-            raise ValueError(f"weight {name}: expected finite numbers, found NaN or an infinity")

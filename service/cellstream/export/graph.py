@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
+from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
 from cellstream.export.equations import CELLS, Layer, Nodes
-from cellstream.export.folding import Weights, fold
+from cellstream.export.folding import fold
 
 STEP_FILE, HEAD_FILE, WEIGHTS_FILE = "model.onnx", "head.onnx", "weights.bin"
 
@@ -63,7 +64,7 @@ def build(config: StackConfig, weights: Weights) -> Graphs:
         weights: PyTorch's weights by the names of `cells.config`, float32.
 
     Raises:
-        ValueError: The weights are not those of this configuration.
+        CheckpointInvalid: The weights are not those of this configuration.
     """
     contents, references = _pack(fold(config, weights))
     return Graphs(

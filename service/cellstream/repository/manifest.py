@@ -14,9 +14,18 @@ The head graph (`head.onnx`) takes the states that it needs, and gives each outp
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+MANIFEST_FILE = "manifest.json"
+
+MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""A model's name is the name of a folder, on any system."""
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+"""A file of the version's own folder: no path leads out of it."""
 
 
 class _Frozen(BaseModel):
@@ -37,6 +46,14 @@ class Input(_Frozen):
     kind: Literal["tokens", "values"]
     vocabulary_size: PositiveInt | None = None
     features: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _has_the_size_of_its_kind(self) -> Self:
+        if (self.vocabulary_size is None) == (self.kind == "tokens"):
+            raise ValueError("vocabulary_size belongs to tokens, and only there")
+        if (self.features is None) == (self.kind == "values"):
+            raise ValueError("features belongs to values, and only there")
+        return self
 
 
 class Output(_Frozen):
@@ -72,7 +89,15 @@ class State(_Frozen):
     dtype: Literal["float32"] = "float32"
     shape: tuple[PositiveInt, ...]
     batch_axis: int = Field(default=0, ge=0)
-    initial: float = 0.0
+    initial: FiniteFloat = 0.0
+
+    @model_validator(mode="after")
+    def _has_its_batch_axis(self) -> Self:
+        if self.batch_axis > len(self.shape):
+            raise ValueError(
+                f"batch_axis {self.batch_axis} is beyond the {len(self.shape) + 1} axes of the tensor"
+            )
+        return self
 
 
 class Gate(_Frozen):
@@ -129,7 +154,7 @@ class Manifest(_Frozen):
     """
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str = Field(pattern=MODEL_NAME_PATTERN)
     version: PositiveInt
     created: str
     architecture: Architecture
@@ -138,11 +163,44 @@ class Manifest(_Frozen):
     states: tuple[State, ...] = Field(min_length=1)
     gates: tuple[Gate, ...] = ()
     gates_switch: str | None = None
-    step_graph: str = "model.onnx"
-    head_graph: str = "head.onnx"
-    tokenizer: str | None = None
-    files: dict[str, File]
+    step_graph: FileName = "model.onnx"
+    head_graph: FileName = "head.onnx"
+    tokenizer: FileName | None = None
+    files: dict[FileName, File]
     training_data_sha256: str | None = None
-    metrics: dict[str, float] = {}
-    proof: dict[str, float | int | bool | str] = {}
+    metrics: dict[str, FiniteFloat] = {}
+    proof: dict[str, bool | int | FiniteFloat | str] = {}
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Self:
+        for file in (self.step_graph, self.head_graph, *([self.tokenizer] if self.tokenizer else [])):
+            if file not in self.files:
+                raise ValueError(f"{file} is not among the files")
+        if MANIFEST_FILE in self.files:
+            raise ValueError(f"{MANIFEST_FILE} is among the files, and cannot hold its own digest")
+        switch = [self.gates_switch] if self.gates_switch else []
+        _refuse_doubles("graph inputs", [self.input.name, *(state.input for state in self.states), *switch])
+        outputs = [output.name for output in self.outputs]
+        gates = [gate.name for gate in self.gates]
+        _refuse_doubles("graph outputs", [*outputs, *(state.output for state in self.states), *gates])
+        _refuse_doubles("states", [state.name for state in self.states])
+        for output in self.outputs:
+            if output.kind == "log_probabilities" and output.shape != (self.input.vocabulary_size,):
+                raise ValueError(
+                    f"output {output.name}: log-probabilities of {self.input.vocabulary_size} tokens have "
+                    f"another shape than {list(output.shape)}"
+                )
+        return self
+
+    def to_json(self) -> str:
+        """Write it as `manifest.json` holds it; `Manifest.model_validate_json` reads it back."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def _refuse_doubles(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"two {what} are called {name}")
+        seen.add(name)

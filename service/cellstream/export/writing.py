@@ -1,0 +1,175 @@
+"""Puts a version of a model on disk, whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from cellstream.cells.checkpoint import Weights
+from cellstream.cells.config import StackConfig
+from cellstream.errors import SetupError
+from cellstream.export.graph import GATES_SWITCH, HEAD_FILE, STEP_FILE, build, output_name
+from cellstream.repository import MANIFEST_FILE, Manifest, digest_file, load_version
+from cellstream.repository.manifest import (
+    MODEL_NAME_PATTERN,
+    Architecture,
+    File,
+    Gate,
+    Input,
+    Output,
+    State,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+
+Proof = Mapping[str, bool | int | float | str]
+"""What a proof found, by name: largest differences, numbers of cases."""
+
+_PACKAGES = ("cellstream", "numpy", "onnx", "onnxruntime", "torch")
+
+
+def write_version(
+    models_directory: Path,
+    config: StackConfig,
+    weights: Weights,
+    *,
+    name: str,
+    version: int = 1,
+    tokenizer_json: str | None = None,
+    beside: Mapping[str, bytes] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    training_data_sha256: str | None = None,
+    prove: Callable[[Manifest, Path], Proof] | None = None,
+) -> Path:
+    """Write `<models_directory>/<name>/<version>/`, and verify it as a server will.
+
+    Everything is made in a hidden folder, which gets its name at the very end: a server never sees half a
+    version. A version that is there is never changed. The same weights give the same `model.onnx`, `head.onnx`
+    and `weights.bin`, byte for byte. PyTorch is not needed, unless `prove` needs it.
+
+    Args:
+        models_directory: Where; made if it is not there.
+        config: What the weights are the weights of.
+        weights: PyTorch's, by the names of `cells.config`.
+        name: The model's name.
+        version: Its version, from 1.
+        tokenizer_json: What the model's tokeniser writes of itself; None: the model has none.
+        beside: Further files by name: the card, the report.
+        metrics: What it was measured at.
+        training_data_sha256: Digest of the data it was trained on; None if it was not trained.
+        prove: Called with the manifest and the folder of the finished files, before that has its name. What
+            it returns goes into the manifest; if it raises, nothing is written. None: no proof.
+
+    Returns:
+        The version's folder.
+
+    Raises:
+        CheckpointInvalid: The weights are not those of this configuration.
+        SetupError: The name is no model's name, or the version is there already.
+        RepositoryError: A server would refuse what was written; a subclass says why.
+        OSError: The disk is full, or not ours.
+    """
+    if not re.fullmatch(MODEL_NAME_PATTERN, name) or version < 1:
+        raise SetupError(
+            f"{name}/{version}: expected a name that begins with a small letter or a digit and goes on with "
+            "up to 63 of a-z 0-9 . _ -, and a version from 1."
+        )
+    target = models_directory / name / str(version)
+    _refuse_existing(target)
+    graphs = build(config, weights)
+
+    models_directory.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}-{version}-", dir=models_directory))
+    try:
+        staging.chmod(0o755)  # mkdtemp's folder is its maker's alone, and a server often runs as another user
+        graphs.write(staging)
+        if tokenizer_json is not None:
+            (staging / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
+        for file, contents in (beside or {}).items():
+            (staging / file).write_bytes(contents)
+        manifest = Manifest(
+            name=name,
+            version=version,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            architecture=_architecture(config),
+            input=_input(config),
+            outputs=(_output(config),),
+            states=_states(config),
+            gates=tuple(Gate(name=gate, shape=(config.layers, config.hidden_size)) for gate in config.gates),
+            gates_switch=GATES_SWITCH if config.gates else None,
+            step_graph=STEP_FILE,
+            head_graph=HEAD_FILE,
+            tokenizer=None if tokenizer_json is None else TOKENIZER_FILE,
+            files={path.name: _file(path) for path in sorted(staging.iterdir())},
+            training_data_sha256=training_data_sha256,
+            metrics=dict(metrics or {}),
+            versions=_package_versions(),
+        )
+        if prove is not None:
+            manifest = manifest.model_copy(update={"proof": dict(prove(manifest, staging))})
+        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        load_version(staging)
+        _refuse_existing(target)  # someone may have been faster
+        target.parent.mkdir(exist_ok=True)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return target
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise SetupError(f"{target} is there already, and a version is never changed: choose another.")
+
+
+def _architecture(config: StackConfig) -> Architecture:
+    return Architecture(
+        cell=config.cell,
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        embedding_size=config.embedding_size,
+        parameters=config.parameters,
+    )
+
+
+def _input(config: StackConfig) -> Input:
+    return Input(
+        name=config.input,
+        kind=config.input,
+        vocabulary_size=config.vocabulary_size,
+        features=config.features,
+    )
+
+
+def _output(config: StackConfig) -> Output:
+    kind: Literal["log_probabilities", "values"] = (
+        "log_probabilities" if config.input == "tokens" else "values"
+    )
+    return Output(name=output_name(config), kind=kind, shape=(config.outputs_size,))
+
+
+def _states(config: StackConfig) -> tuple[State, ...]:
+    shape = (config.layers, config.hidden_size)
+    return tuple(State(name=name, input=name, output=f"{name}_next", shape=shape) for name in config.states)
+
+
+def _file(path: Path) -> File:
+    return File(sha256=digest_file(path), bytes=path.stat().st_size)
+
+
+def _package_versions() -> dict[str, str]:
+    """The versions of what makes an export, as far as it is installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
