@@ -142,7 +142,9 @@ class Server:
         registry = CollectorRegistry()
         metrics = Metrics(registry)
         repository = Repository(settings.models)
-        served = [_load_version(version, settings, metrics, clock) for version in repository]
+        for folder, why in repository.skipped.items():
+            log.warning("folder_skipped", folder=str(folder), why=why)
+        served = [_load_version(version, settings, metrics, clock) for version in repository.load_all()]
         server = cls(settings, Catalogue(served, settings.default_model), metrics, clock, wall_clock)
         metrics.watch(server._census)
         server._metrics_server = make_metrics_server(registry, settings.metrics_host, settings.metrics_port)
@@ -313,7 +315,6 @@ def _load_version(
         metrics.waiter_errors.inc()
         log.error("waiter_failed", exc_info=error)
 
-    manifest = version.manifest
     engine = Engine(
         version,
         slots_max=settings.slots_max,
@@ -323,13 +324,12 @@ def _load_version(
         clock=clock,
         on_waiter_error=waiter_failed,
     )
-    card = version.directory / "CARD.md"
     served = Served(
-        manifest=manifest,
+        manifest=version.manifest,
         manifest_digest=version.manifest_digest,
-        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        card=version.load_card(),
         engine=engine,
-        tokenizer=load_tokenizer(version.directory / manifest.tokenizer) if manifest.tokenizer else None,
+        tokenizer=None if version.tokenizer is None else load_tokenizer(version.tokenizer),
     )
     log.info(
         "model_loaded", model=served.name, version=served.version, numerics_digest=engine.numerics_digest
