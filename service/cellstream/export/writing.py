@@ -50,8 +50,8 @@ def write_version(
     """Write `<models_directory>/<name>/<version>/`, and verify it as a server will.
 
     Everything is made in a hidden folder, which gets its name at the very end: a server never sees half a
-    version. A version that is there is never changed. The same weights give the same `model.onnx`, `head.onnx`
-    and `weights.bin`, byte for byte. PyTorch is not needed, unless `prove` needs it.
+    version. A version that is there is never changed. The same weights give the same graphs and weights, byte
+    for byte. PyTorch is not needed, unless `prove` needs it.
 
     Args:
         models_directory: Where; made if it is not there.
