@@ -15,6 +15,7 @@ A class answers "whose fault, and what now?"; its `reason` is the same word in t
 
 from __future__ import annotations
 
+import secrets
 from typing import ClassVar
 
 
@@ -273,6 +274,15 @@ class InternalError(ServerError):
     """What nobody foresaw; the log has the details under the same id."""
 
     reason = "INTERNAL"
+
+    @classmethod
+    def with_new_id(cls) -> InternalError:
+        """Make one with an id of its own, in `values["error_id"]`, for the log."""
+        error_id = secrets.token_hex(8)
+        return cls(
+            f"the server made a mistake; its operator finds the details in the log under {error_id}.",
+            error_id=error_id,
+        )
 
 
 # ---------------------------------------------------------------- the connection broke

@@ -6,7 +6,6 @@ message that does not parse is answered as ours and not with Python's text.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -47,16 +46,6 @@ def parse(kind: type[RequestT], raw: bytes, bytes_max: int) -> RequestT:
         ) from None
 
 
-def unforeseen(error: Exception) -> InternalError:
-    """What nobody foresaw: the details go to the log, an id to the client."""
-    error_id = secrets.token_hex(8)
-    log.error("unforeseen", error_id=error_id, exc_info=error)
-    return InternalError(
-        f"the server made a mistake; its operator finds the details in the log under {error_id}.",
-        error_id=error_id,
-    )
-
-
 def unary(
     kind: type[RequestT], answer: Callable[[RequestT], ResponseT], teller: Teller, bytes_max: int
 ) -> grpc.RpcMethodHandler[bytes, ResponseT]:
@@ -93,7 +82,8 @@ def _guarded(
         except CellstreamError as error:
             told = error
         except Exception as error:
-            told = unforeseen(error)
+            told = InternalError.with_new_id()
+            log.error("unforeseen", exc_info=error, **told.values)
         return await teller.abort(context, told)
 
     return handle

@@ -22,6 +22,7 @@ from cellstream.errors import (
     FeedAfterFailure,
     HandleInUse,
     HandleUnknown,
+    InternalError,
     ModelMismatch,
     PositionMismatch,
     QueueTimeout,
@@ -504,6 +505,12 @@ class Registry:
             handle.failed = True
             self._fail(handle, queued, refused)
             return
+        except Exception as unforeseen:
+            mistake = InternalError.with_new_id()
+            log.error("unforeseen", session=self.hash(session), exc_info=unforeseen, **mistake.values)
+            handle.failed = True
+            self._fail(handle, queued, mistake)
+            return
         handle.current = queued
         handle.feed = Feed(
             session.slot,
@@ -519,18 +526,18 @@ class Registry:
 
     def _progress(self, handle: Handle, feed: Feed, progress: Progress) -> None:
         """One call did something for the handle's feed."""
-        queued = handle.current
-        if handle.feed is not feed or queued is None:
+        queued, session = handle.current, handle.session
+        if handle.feed is not feed or queued is None or session is None:
             return  # let go of while this call was being settled
         if progress.error is not None:
             handle.failed = True
-        handle.stream.listener.result(handle, queued, progress)
-        if progress.done or feed.finished:
-            handle.current = handle.feed = None
-            handle.stream.queued_tokens -= queued.size
-            if handle.session is not None:
-                self._touch(handle.session)
-            if handle.queue:
+        try:
+            handle.stream.listener.result(handle, queued, progress)
+        finally:  # a listener that raises has its feed ended all the same
+            if progress.done or feed.finished:
+                handle.current = handle.feed = None
+                handle.stream.queued_tokens -= queued.size
+                self._touch(session)
                 self._advance(handle)
 
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
@@ -603,7 +610,8 @@ class Registry:
         session.served.engine.give_back(session.slot)
         del self._sessions[session.id]
         self._metrics.sessions_ended.labels(cause).inc()
-        log.info("session_ended", session=self.hash(session), cause=cause, position=position)
+        told = log.info if event is life.Event.EXPIRE else log.debug  # the others were asked for
+        told("session_ended", session=self.hash(session), cause=cause, position=position)
         if session.named and event in (life.Event.CLOSE, life.Event.EXPIRE):
             told = life.Cause.CLOSED if event is life.Event.CLOSE else life.Cause.EXPIRED
             ending = Ending(told, position, self._clock(), self._wall_clock())
