@@ -81,9 +81,9 @@ def _guarded(
             return await run(asked, context)
         except CellstreamError as error:
             told = error
-        except Exception as error:
+        except Exception:
             told = InternalError.with_new_id()
-            log.error("unforeseen", exc_info=error, **told.values)
+            log.exception("unforeseen", **told.values)
         return await teller.abort(context, told)
 
     return handle

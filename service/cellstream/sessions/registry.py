@@ -505,9 +505,9 @@ class Registry:
             handle.failed = True
             self._fail(handle, queued, refused)
             return
-        except Exception as unforeseen:
+        except Exception:
             mistake = InternalError.with_new_id()
-            log.error("unforeseen", session=self.hash(session), exc_info=unforeseen, **mistake.values)
+            log.exception("unforeseen", session=self.hash(session), **mistake.values)
             handle.failed = True
             self._fail(handle, queued, mistake)
             return
