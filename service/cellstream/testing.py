@@ -109,7 +109,7 @@ def write_model(
     Returns:
         `models`, so that it can be handed to `running_server`.
     """
-    from cellstream.export.writing import write_version  # noqa: PLC0415 - needs onnx, which serving does not
+    from cellstream.export.writing import write_version  # here: it needs onnx, which serving does not
 
     tokens = input == "tokens"
     config = StackConfig(
