@@ -1,0 +1,112 @@
+"""A feed that was sent, and the reply that is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+
+from cellstream.client.reply import Reply, join_replies
+from cellstream.errors import CellstreamError, ConnectionLost
+
+
+class Pending:
+    """What `Session.send` gives back: await it for the reply.
+
+    A feed fails with its own error, raised where it is awaited. Cancelling the wait does not take the feed
+    back: it gives up the answer, and the session's next feed finds out whether it was applied.
+
+    Args:
+        loop: The running loop.
+        timeout_seconds: How long the server may be silent about this feed.
+        on_silence: Called if it is silent for longer, after the feed has failed.
+    """
+
+    __slots__ = (
+        "_future",
+        "_loop",
+        "_on_part",
+        "_on_silence",
+        "_parts",
+        "_timeout_seconds",
+        "_timer",
+        "seen",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout_seconds: float,
+        on_silence: Callable[[Pending], None],
+    ) -> None:
+        self.seen = False
+        """Whether the caller has been given the answer or the error, or has given it up."""
+        self._loop = loop
+        self._future: asyncio.Future[Reply] = loop.create_future()
+        self._parts: list[Reply] = []
+        self._on_part: Callable[[Reply], None] | None = None
+        self._on_silence = on_silence
+        self._timeout_seconds = timeout_seconds
+        self._timer = loop.call_later(timeout_seconds, self._expire)
+
+    def __await__(self) -> Generator[object, None, Reply]:
+        try:
+            return (yield from self._future)
+        finally:
+            self.seen = True
+
+    def __repr__(self) -> str:
+        if not self._future.done():
+            return f"<Pending: {len(self._parts)} parts so far>"
+        if self._future.cancelled():
+            return "<Pending, given up>"
+        return f"<Pending, answered: {self._future.exception() or self._future.result()!r}>"
+
+    def done(self) -> bool:
+        """Whether it is answered, failed or given up."""
+        return self._future.done()
+
+    def watch(self, on_part: Callable[[Reply], None], on_done: Callable[[], None]) -> None:
+        """Has each part handed on as it comes; they are not kept for the reply.
+
+        Args:
+            on_part: Takes a part.
+            on_done: Called soon after the last part, or the error.
+        """
+        self._on_part = on_part
+        self._future.add_done_callback(lambda _: on_done())
+
+    def give_up(self) -> None:
+        """Stops waiting, whatever the answer is or will be."""
+        self.seen = True
+        self._timer.cancel()
+        self._future.cancel()
+
+    def answer(self, part: Reply, *, done: bool) -> None:
+        """Takes a part of the answer, the last one if `done`."""
+        self._timer.cancel()
+        if self._on_part is not None:
+            self._on_part(part)
+        elif self._parts or not done:
+            self._parts.append(part)
+        if done:
+            self._future.set_result(join_replies(self._parts) if self._parts else part)
+        else:
+            self._timer = self._loop.call_later(self._timeout_seconds, self._expire)
+
+    def fail(self, error: CellstreamError) -> None:
+        """Ends it with an error."""
+        self._timer.cancel()
+        self._future.set_exception(error)
+        # Looked at here, so that asyncio does not log it as never retrieved: a failure that nobody awaits
+        # is not silent, for no later feed is sent until it has been seen.
+        self._future.exception()
+
+    def _expire(self) -> None:
+        if not self._future.done():
+            self.fail(
+                ConnectionLost(
+                    f"no word about a feed for {self._timeout_seconds:g} s; it may have been applied",
+                    waited_seconds=self._timeout_seconds,
+                )
+            )
+            self._on_silence(self)
