@@ -1,5 +1,6 @@
 """From a trained model to a version that can be served: ONNX graphs, manifest, proof that they agree."""
 
+from cellstream.export.exporting import export
 from cellstream.export.writing import write_version
 
-__all__ = ["write_version"]
+__all__ = ["export", "write_version"]

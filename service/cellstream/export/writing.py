@@ -45,7 +45,7 @@ def write_version(
     beside: Mapping[str, bytes] | None = None,
     metrics: Mapping[str, float] | None = None,
     training_data_sha256: str | None = None,
-    prove: Callable[[Manifest, Path], Proof] | None = None,
+    prove: Callable[[Path], Proof] | None = None,
 ) -> Path:
     """Write `<models_directory>/<name>/<version>/`, and verify it as a server will.
 
@@ -63,8 +63,8 @@ def write_version(
         beside: Further files by name: the card, the report.
         metrics: What it was measured at.
         training_data_sha256: Digest of the data it was trained on; None if it was not trained.
-        prove: Called with the manifest and the folder of the finished files, before that has its name. What
-            it returns goes into the manifest; if it raises, nothing is written. None: no proof.
+        prove: Called with the folder of the finished files, before that has its name. What it returns goes
+            into the manifest; if it raises, nothing is written. None: no proof.
 
     Returns:
         The version's folder.
@@ -112,7 +112,7 @@ def write_version(
             versions=_package_versions(),
         )
         if prove is not None:
-            manifest = manifest.model_copy(update={"proof": dict(prove(manifest, staging))})
+            manifest = manifest.model_copy(update={"proof": dict(prove(staging))})
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         load_version(staging)
         _refuse_existing(target)  # someone may have been faster

@@ -1,0 +1,301 @@
+"""The proof that an exported graph does what the PyTorch model does, and does it the same way every time.
+
+With PyTorch it has to agree within `TOLERANCE`: with the equations of `cells/`, gates and states too, and
+with PyTorch's own recurrence. With itself it has to agree bit for bit, because a server promises each session
+the answers that it would get alone: whatever the states it starts from, however its steps are cut into calls,
+whoever shares the batch and in whatever order, with the gates shown or not, and by `head.onnx` too.
+
+Cuts are a matter of the graph. That rows do not depend on each other is also a matter of ONNX Runtime's
+kernels for this machine's processor, and a server checks it again on its own; so that alone may be waived.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from cellstream.cells.checkpoint import Weights
+from cellstream.cells.config import StackConfig
+from cellstream.cells.stack import FusedStack, Stack, load_weights
+from cellstream.errors import ExportUnproven
+from cellstream.export.graph import GATES_SWITCH, HEAD_FILE, STEP_FILE, output_name
+
+TOLERANCE = 1e-5
+"""How far ONNX Runtime may be from PyTorch, relative to the number where that is above 1. Both compute in
+float32 and sum in another order: below 1e-6 is common, while a wrong gate is at 1e-2."""
+
+_STEPS_AND_ROWS = ((1, 1), (1, 64), (2, 3), (7, 8), (16, 17))
+"""Compared with PyTorch. Not more steps, because a difference in the last bit may grow from step to step."""
+
+_STEPS, _ROWS = 12, 96
+"""Of the one run that all others are compared with bit for bit."""
+
+_ROWS_CUT = (1, 7, _ROWS)
+"""How many rows run in other cuts."""
+
+_BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 95)
+"""Around the sizes at which matrix kernels change their path."""
+
+_SEED = 20_261_124
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a run over some steps gave.
+
+    Attributes:
+        steps: For each step, by name, [time, batch, ...]: the prediction, and the gates if they were wanted.
+        states: After the last step, by name, [batch, layers, units].
+    """
+
+    steps: dict[str, NDArray[np.float32]]
+    states: dict[str, NDArray[np.float32]]
+
+    def rows(self, rows: NDArray[np.int64]) -> Trace:
+        """The trace of these rows only."""
+        return Trace(
+            {name: array[:, rows] for name, array in self.steps.items()},
+            {name: array[rows] for name, array in self.states.items()},
+        )
+
+    @classmethod
+    def join(cls, traces: Sequence[Trace]) -> Trace:
+        """Runs that went on from each other, as one."""
+        first, last = traces[0], traces[-1]
+        return cls(
+            {name: np.concatenate([trace.steps[name] for trace in traces]) for name in first.steps},
+            last.states,
+        )
+
+
+class Exported:
+    """The two graphs of a folder, run as a server runs them: one thread, ONNX Runtime's own optimisations."""
+
+    def __init__(self, config: StackConfig, directory: Path) -> None:
+        self._config = config
+        self._step = _session(directory / STEP_FILE)
+        self._head = _session(directory / HEAD_FILE)
+
+    def run(self, inputs: NDArray[Any], states: dict[str, NDArray[np.float32]], gates: bool = True) -> Trace:
+        """Run some steps.
+
+        Args:
+            inputs: Tokens, int64 [time, batch], or frames, float32 [time, batch, features].
+            states: Before the first step, by name.
+            gates: Whether to ask for the gates.
+        """
+        config = self._config
+        shown = config.gates if gates else ()
+        switch = {GATES_SWITCH: np.array(gates)} if config.gates else {}
+        names = [output_name(config), *(f"{state}_next" for state in config.states), *shown]
+        given = {config.input: np.ascontiguousarray(inputs), **states, **switch}
+        found = dict(zip(names, self._step.run(names, given), strict=True))
+        return Trace(
+            {name: found[name] for name in (output_name(config), *shown)},
+            {state: found[f"{state}_next"] for state in config.states},
+        )
+
+    def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predict from states alone, [batch, layers, units] → [batch, outputs]."""
+        prediction: NDArray[np.float32] = self._head.run(None, {"hidden": hidden})[0]
+        return prediction
+
+
+def prove(
+    config: StackConfig,
+    weights: Weights,
+    directory: Path,
+    *,
+    allow_row_by_row: bool = False,
+    console: Console | None = None,
+) -> dict[str, bool | int | float | str]:
+    """Prove the graphs of a folder against PyTorch and against themselves.
+
+    Args:
+        config: What the weights are the weights of.
+        weights: Those of the PyTorch model.
+        directory: Holds `model.onnx`, `head.onnx` and what they read.
+        allow_row_by_row: Go on where rows depend on each other on this machine, and only record it. A server
+            on such a machine runs one row at a time.
+        console: Where to tell how it goes; None: nowhere.
+
+    Returns:
+        What was compared and the largest differences, for the manifest.
+
+    Raises:
+        ExportUnproven: They differ; the message says in what, where, and by how much.
+    """
+    tell = (console or Console(quiet=True)).print
+    exported = Exported(config, directory)
+    random = np.random.default_rng(_SEED)
+
+    tell(f"Proof: {len(_STEPS_AND_ROWS)} runs against PyTorch's equations and its own recurrence …")
+    largest = _compare_with_pytorch(config, weights, exported, random)
+    tell(
+        "       " + ", ".join(f"{what} {difference:.1e}" for what, difference in largest.items()) + " at most"
+    )
+
+    tell(f"Proof: {_ROWS} rows × {_STEPS} steps bit for bit, in other cuts, batches and orders …")
+    inputs, states = _random_case(config, random, _STEPS, _ROWS)
+    cuts = sum(
+        _compare_cuts(
+            exported, inputs[:, :rows], {name: state[:rows] for name, state in states.items()}, random
+        )
+        for rows in _ROWS_CUT
+    )
+    batches, difference = _compare_batches(exported, inputs, states, random)
+    if difference and not allow_row_by_row:
+        raise ExportUnproven(
+            f"rows depend on each other on this machine: {difference}. Export elsewhere, or allow it: a "
+            "server on such a machine runs one row at a time."
+        )
+    tell(f"       {cuts} cuts equal; {difference or f'{batches} batches equal'}")
+    return {
+        "tolerance": TOLERANCE,
+        "pytorch_runs": len(_STEPS_AND_ROWS),
+        **{f"largest_difference_{what}": difference for what, difference in largest.items()},
+        "cuts": cuts,
+        "cuts_bit_exact": True,
+        "batches": batches,
+        "batches_bit_exact": not difference,
+    }
+
+
+# ---------------------------------------------------------------- with PyTorch
+
+
+def _compare_with_pytorch(
+    config: StackConfig, weights: Weights, exported: Exported, random: np.random.Generator
+) -> dict[str, float]:
+    """The largest differences by what differs."""
+    equations, fused = Stack(config).eval(), FusedStack(config).eval()
+    load_weights(equations, weights)
+    load_weights(fused, weights)
+    largest: dict[str, float] = {}
+    for steps, rows in _STEPS_AND_ROWS:
+        inputs, states = _random_case(config, random, steps, rows)
+        found = exported.run(inputs, states)
+        for model, named in ((equations, "the equations"), (fused, f"torch.nn.{config.cell.upper()}")):
+            with torch.no_grad():
+                expected = model(
+                    torch.from_numpy(inputs), {name: torch.from_numpy(one) for name, one in states.items()}
+                )
+            for what, name, theirs, ours in _pairs(config, expected, found):
+                case = f"{name} of {steps} steps × {rows} rows against {named}"
+                largest[what] = max(largest.get(what, 0.0), _difference(case, theirs.numpy(), ours))
+    return largest
+
+
+def _pairs(
+    config: StackConfig, expected: Any, found: Trace
+) -> Iterator[tuple[str, str, torch.Tensor, NDArray[np.float32]]]:
+    """What PyTorch gave beside what ONNX Runtime gave: (kind, name, PyTorch's, ours)."""
+    yield "prediction", output_name(config), expected.prediction, found.steps[output_name(config)]
+    for state in config.states:
+        yield "states", state, expected.states[state], found.states[state]
+    for gate in expected.gates:
+        yield "gates", gate, expected.gates[gate], found.steps[gate]
+
+
+def _difference(case: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """The largest difference, which has to be within the tolerance."""
+    if expected.shape != found.shape:
+        raise ExportUnproven(f"{case}: expected the shape {expected.shape}, found {found.shape}.")
+    difference = float(np.max(np.abs(expected - found) / np.maximum(1, np.abs(expected))))
+    if not difference <= TOLERANCE:  # NaN is not
+        raise ExportUnproven(
+            f"{case}: expected a difference of at most {TOLERANCE:.0e}, found {difference:.1e}."
+        )
+    return difference
+
+
+# ---------------------------------------------------------------- with itself
+
+
+def _compare_cuts(
+    exported: Exported,
+    inputs: NDArray[Any],
+    states: dict[str, NDArray[np.float32]],
+    random: np.random.Generator,
+) -> int:
+    """Run the same steps in other cuts, without the gates, and through the head; how many cuts there were."""
+    whole = exported.run(inputs, states)
+    every, halves = range(_STEPS + 1), (0, _STEPS // 2, _STEPS)
+    some = (0, *np.flatnonzero(random.random(_STEPS - 1) < 0.4) + 1, _STEPS)
+    cuts: list[Sequence[int]] = [every, halves, some]
+    for cut in cuts:
+        traces: list[Trace] = []
+        for begin, end in itertools.pairwise(cut):
+            traces.append(exported.run(inputs[begin:end], traces[-1].states if traces else states))
+            name, predictions = next(iter(traces[-1].steps.items()))
+            _same(f"{name} by head.onnx", predictions[-1], exported.head(traces[-1].states["hidden"]))
+        _same_trace(f"steps cut at {list(cut)}", whole, Trace.join(traces))
+    _same_trace("without the gates", whole, exported.run(inputs, states, gates=False))
+    return len(cuts)
+
+
+def _compare_batches(
+    exported: Exported,
+    inputs: NDArray[Any],
+    states: dict[str, NDArray[np.float32]],
+    random: np.random.Generator,
+) -> tuple[int, str]:
+    """Run the same rows in other batches and orders; how many there were, and what differed, if anything."""
+    whole = exported.run(inputs, states)
+    batches = [random.choice(_ROWS, size, replace=False) for size in _BATCHES]
+    batches += [np.arange(_ROWS)[::-1], random.permutation(_ROWS)]
+    for rows in batches:
+        found = exported.run(inputs[:, rows], {name: state[rows] for name, state in states.items()})
+        try:
+            _same_trace(f"{len(rows)} of {_ROWS} rows in another order", whole.rows(rows), found)
+        except ExportUnproven as difference:
+            return len(batches), difference.message
+    return len(batches), ""
+
+
+def _same_trace(case: str, expected: Trace, found: Trace) -> None:
+    for name, array in {**found.steps, **found.states}.items():
+        _same(f"{name}, {case}", {**expected.steps, **expected.states}[name], array)
+
+
+def _same(case: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    if not np.array_equal(expected.view(np.int32), found.view(np.int32)):
+        largest = np.max(np.abs(expected - found))
+        raise ExportUnproven(f"{case}: expected the same bits, found a difference of {largest:.1e}")
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def _random_case(
+    config: StackConfig, random: np.random.Generator, steps: int, rows: int
+) -> tuple[NDArray[Any], dict[str, NDArray[np.float32]]]:
+    """Inputs and starting states that no training has seen; the first row starts as a new session does."""
+    inputs: NDArray[Any]
+    if config.input == "tokens":
+        inputs = random.integers(0, config.outputs_size, (steps, rows))
+    else:
+        inputs = random.normal(size=(steps, rows, config.outputs_size)).astype(np.float32)
+    states = {}
+    for name in config.states:
+        # Hidden states lie between -1 and 1; a cell state has no bounds.
+        spread = random.uniform(-1, 1, (rows, config.layers, config.hidden_size))
+        states[name] = (spread if name == "hidden" else 3 * spread).astype(np.float32)
+        states[name][0] = 0
+    return inputs, states
+
+
+def _session(file: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
