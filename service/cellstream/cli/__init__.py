@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from cellstream.cli.console import complain
-from cellstream.errors import CellstreamError, ExtraMissing, SettingsInvalid
+from cellstream.errors import CellstreamError, ConnectionLost, ExtraMissing, SettingsInvalid
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0; the last is what a shell has for a program that Ctrl-C ended."""
@@ -94,6 +94,9 @@ def _in_plain_words(command: str, error: Exception) -> tuple[str, str]:
     """What went wrong and what to do, and the reason by which it can be looked up."""
     if isinstance(error, ModuleNotFoundError):
         error = _extra_missing(command, error)
+    if isinstance(error, ConnectionLost):
+        hint = "Is a server there? `cellstream serve` starts one; --help says how to name another."
+        return f"{error.message}. {hint}", error.reason
     if isinstance(error, CellstreamError):
         return error.message, error.reason
     if isinstance(error, OSError):

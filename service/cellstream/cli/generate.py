@@ -79,11 +79,11 @@ async def _generate(
             prompt or None, session_id=session, model=model, version=version, **sampling
         ) as generation,
     ):
-        if not as_json:
-            console().print(escape(prompt), style="bold", end="", soft_wrap=True)
         asked = time.perf_counter()
         try:
             async for piece in generation:
+                if not (tokens or as_json):
+                    console().print(escape(prompt), style="bold", end="", soft_wrap=True)
                 now = time.perf_counter()
                 timing.add(now - asked)
                 asked = now

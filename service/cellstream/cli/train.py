@@ -1,0 +1,60 @@
+"""`cellstream train`: from a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellstream.cli.console import console, note, print_json
+from cellstream.cli.options import AsJson
+
+
+def command(
+    recipe: Annotated[
+        Path, typer.Argument(help="The TOML file that says what to train on what.", show_default=False)
+    ],
+    runs: Annotated[
+        Path, typer.Option(help="Where the run's folder goes: its checkpoint, log, card and report.")
+    ] = Path("runs"),
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value than the recipe's, such as training.tokens=2000000; may be given often.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model as a recipe says: progress while it runs, then its numbers on text held out.
+
+    Ctrl-C stops it; the best checkpoint until then is whole. `cellstream export` makes of it what can be
+    served.
+    """
+    from cellstream.training import train
+
+    # As JSON standard output has one line, and the progress goes beside it.
+    checkpoint = train(
+        recipe,
+        runs_directory=runs,
+        console=console(stderr=as_json),
+        overrides=dict(_read_change(text) for text in change or ()),
+    )
+    if as_json:
+        print_json({"checkpoint": str(checkpoint)})
+    else:
+        note(f"Next: cellstream export {checkpoint}")
+
+
+def _read_change(text: str) -> tuple[str, object]:
+    """A key and its value, written as in the recipe; a text may go without its quotes."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is no KEY=VALUE", param_hint="--set")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
