@@ -1,6 +1,7 @@
 """Rebuilds what is generated from the protos, or with `--check` tells whether it is fresh.
 
-Stubs go to service/cellstream/v1: protobuf's and gRPC's code, and mypy-protobuf's types for both.
+Stubs go to service/cellstream/v1: protobuf's and gRPC's code, and mypy-protobuf's types for both. The page
+for people is docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from document import render
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("cellstream/v1")
+PAGE = ROOT / "docs" / "protocol.md"
 FILES = ("prediction", "session", "model")
 PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
@@ -47,14 +51,19 @@ def main() -> int:
     """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something is stale")
+    page = render(tuple(str(PACKAGE / f"{name}.proto") for name in FILES))
     if not parser.parse_args().check:
         write_stubs(ROOT / "service")
+        PAGE.write_text(page, encoding="utf-8")
         return 0
     with tempfile.TemporaryDirectory() as directory:
         write_stubs(Path(directory))
-        differing = stale(Path(directory) / PACKAGE, ROOT / "service" / PACKAGE)
-    for name in differing:
-        print(f"service/{PACKAGE}/{name} is stale: run `make protos`", file=sys.stderr)  # noqa: T201 - a script
+        committed = ROOT / "service" / PACKAGE
+        differing = [committed / name for name in stale(Path(directory) / PACKAGE, committed)]
+    if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page:
+        differing.append(PAGE)
+    for path in differing:
+        print(f"{path.relative_to(ROOT)} is stale: run `make protos`", file=sys.stderr)  # noqa: T201 - a script
     return int(bool(differing))
 
 
