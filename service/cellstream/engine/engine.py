@@ -15,6 +15,7 @@ slots taken and given back. What a turn keeps:
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ class Engine:
         self.numerics_digest = checked.numerics_digest
         self.row_by_row = not checked.rows_independent
         self._step_by_step = not checked.steps_independent
-        self._graph = RowByRow(graph) if self.row_by_row else graph
+        self._graph = RowByRow(manifest, graph) if self.row_by_row else graph
         call_seconds_max = step_milliseconds_max / 1000
         costs = measure_costs(
             self._graph,
@@ -151,17 +152,19 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many feeds wait."""
-        return len(self._scheduler)
+        return len(self._scheduler.waiting)
 
     @property
     def oldest_received_at(self) -> float | None:
         """When the oldest of the feeds that wait for their first token was received; None if none does."""
-        return min((feed.received_at for feed in self._scheduler if not feed.applied), default=None)
+        waiting = self._scheduler.waiting.values()
+        return min((feed.received_at for feed in waiting if not feed.applied), default=None)
 
     def submit(self, feed: Feed) -> None:
         """Lets a feed wait for its turn, from its token number `applied` on; one feed of a slot at a time."""
-        self._assert_idle(feed.slot)
-        assert self._slab.is_taken(feed.slot), f"slot {feed.slot} is not taken"
+        if feed.slot in self._scheduler.waiting:
+            self._assert_idle(feed.slot)
+        assert self._slab.taken[feed.slot], f"slot {feed.slot} is not taken"
         assert not feed.finished, "the feed is over"
         assert len(feed.inputs) > feed.applied or (
             feed.sampling is not None and feed.made < feed.sampling.max_tokens
@@ -179,7 +182,7 @@ class Engine:
 
     def _assert_idle(self, slot: int) -> None:
         """Asserts that no feed of the slot waits; one that its `on_progress` has just finished is over."""
-        waiting = self._scheduler.get(slot)
+        waiting = self._scheduler.waiting.get(slot)
         if waiting is not None:
             assert waiting.finished, f"a feed of slot {slot} is waiting"
             self.withdraw(waiting)
@@ -203,7 +206,7 @@ class Engine:
             # Our own mistake, or no memory; whatever it is, nobody is left waiting for an answer.
             log.exception("a turn failed")
             for feed in feeds:
-                if self._scheduler.get(feed.slot) is feed:
+                if self._scheduler.waiting.get(feed.slot) is feed:
                     self._fail(feed, InternalError("the call failed; it was not committed"), error, told)
         finally:
             self._tell(told)
@@ -217,17 +220,20 @@ class Engine:
 
     def _look_ahead(self, feeds: Sequence[Feed], steps: int) -> None:
         """Sees to the predictions before the next tokens, for rows that score or sample, and draws tokens."""
-        drawing = [feed for feed in feeds if feed.sampling is not None and feed.applied == len(feed.inputs)]
+        predicted = [feed for feed in feeds if feed.sampling is not None or feed.answer.score]
+        if not predicted:
+            return
         missing = [
             feed
-            for feed in feeds
-            if (feed.sampling is not None or feed.answer.score)
-            and feed.slot not in self._before
-            and self._needs_prediction(feed, steps)
+            for feed in predicted
+            if feed.slot not in self._before and self._needs_prediction(feed, steps)
         ]
         if missing:
             slots = _slots(missing)
             self._before.update(zip(slots.tolist(), self._graph.head(self._slab.rows(slots)), strict=True))
+        drawing = [
+            feed for feed in predicted if feed.sampling is not None and feed.applied == len(feed.inputs)
+        ]
         if drawing:
             predictions = np.stack([self._before[feed.slot] for feed in drawing])
             samplings = [feed.sampling for feed in drawing if feed.sampling is not None]
@@ -267,19 +273,19 @@ class Engine:
                 feeds[0], StepFailed(_failure(feeds[0], "the model's graph failed on it")), error, told
             )
             return 0
-        unsound = _rows_not_finite(buffers)
-        if unsound is None:
+        suspects = _rows_not_finite(buffers)
+        if not suspects:
             return self._commit(feeds, slots, buffers, told)
-        if len(feeds) == 1 and steps == 1:
-            message = _failure(feeds[0], "outputs or states left the finite numbers")
-            self._fail(feeds[0], NonFinite(message, position=self.position(feeds[0].slot)), None, told)
-            return 0
-        sound = np.flatnonzero(~unsound).tolist()
-        tokens = 0
-        if sound:
-            tokens += self._commit([feeds[row] for row in sound], slots[sound], buffers.only(sound), told)
-        suspects = [feeds[row] for row in np.flatnonzero(unsound).tolist()]
-        return tokens + self._step_apart(suspects, steps, told)
+        if len(feeds) > 1:
+            # The sound rows again, without the others: what they get does not depend on the batch.
+            sound = [feed for row, feed in enumerate(feeds) if row not in suspects]
+            tokens = self._step(sound, steps, told) if sound else 0
+            return tokens + sum(self._step([feeds[row]], steps, told) for row in sorted(suspects))
+        if steps > 1:
+            return self._step_apart(feeds, steps, told)
+        message = _failure(feeds[0], "the model's outputs or states left the finite numbers")
+        self._fail(feeds[0], NonFinite(message, position=self.position(feeds[0].slot)), None, told)
+        return 0
 
     def _step_apart(self, feeds: Sequence[Feed], steps: int, told: Told) -> int:
         """Runs suspects alone; one that is alone already, token by token until it fails."""
@@ -305,37 +311,24 @@ class Engine:
         """Makes the answers, then puts states, positions and feeds on: what can fail comes first."""
         steps = results.steps
         positions = self._slab.positions[slots] + steps
-        progresses = settle(self.manifest, feeds, results, positions.tolist(), self._before)
-        kept = self._predictions_to_keep(feeds, progresses, results)
+        settled = settle(self.manifest, feeds, results, positions.tolist(), self._before)
+        kept: dict[int, NDArray[np.float32]] = {}
+        if settled.continued and not self._step_by_step:
+            # Where steps depend on how they are cut, the head graph makes every prediction between calls.
+            predictions = results.outputs[0][-1, settled.continued]
+            kept = dict(zip(slots[settled.continued].tolist(), predictions, strict=True))
 
         self._slab.scatter(slots, results.states_next)
         self._slab.positions[slots] = positions
-        for feed, progress in zip(feeds, progresses, strict=True):
+        for feed in feeds:
             feed.applied += steps
-            if progress is not None:
-                told.append((feed, progress))
-                if progress.done:
-                    self._scheduler.remove(feed)
-        if self._before or kept:
+        self._scheduler.remove_all(settled.ended)
+        if self._before:
             for slot in slots.tolist():
                 self._before.pop(slot, None)
-            self._before.update(kept)
+        self._before.update(kept)
+        told += settled.told
         return steps * len(feeds)
-
-    def _predictions_to_keep(
-        self, feeds: Sequence[Feed], progresses: Sequence[Progress | None], results: Buffers
-    ) -> dict[int, NDArray[np.float32]]:
-        """The last predictions of those rows that go on to score or sample, by slot."""
-        if self._step_by_step:
-            return {}  # The head graph sees to all predictions alike.
-        rows = [
-            row
-            for row, (feed, progress) in enumerate(zip(feeds, progresses, strict=True))
-            if (feed.sampling is not None or (feed.answer.score and feed.answer.want is Want.EVERY_STEP))
-            and not (progress is not None and progress.done)
-        ]
-        predictions = results.outputs[0][-1, rows]
-        return {feeds[row].slot: prediction for row, prediction in zip(rows, predictions, strict=True)}
 
     def _fail(self, feed: Feed, failure: CellstreamError, cause: Exception | None, told: Told) -> None:
         """Ends a feed with an error."""
@@ -361,31 +354,34 @@ class Engine:
     def check_integrity(self) -> None:
         """Asserts what always holds between two turns."""
         self._slab.check_integrity()
-        for feed in self._scheduler:
-            assert self._slab.is_taken(feed.slot), f"a feed of slot {feed.slot}, which nobody owns, waits"
-            assert self._scheduler.get(feed.slot) is feed, f"a feed waits under another slot than {feed.slot}"
+        for slot, feed in self._scheduler.waiting.items():
+            assert feed.slot == slot, f"a feed of slot {feed.slot} waits as one of {slot}"
+            assert self._slab.taken[slot], f"a feed of slot {slot}, which nobody owns, waits"
             assert 0 <= feed.applied <= len(feed.inputs), f"a feed of slot {feed.slot} was applied too far"
             assert feed.applied < len(feed.inputs) or feed.sampling, (
                 f"a feed of slot {feed.slot} waits for nothing"
             )
         for slot in self._before:
-            assert self._scheduler.get(slot) is not None, f"a prediction of slot {slot} is kept for no feed"
+            assert slot in self._scheduler.waiting, f"a prediction of slot {slot} is kept for no feed"
 
 
 def _slots(feeds: Sequence[Feed]) -> NDArray[np.int64]:
     return np.array([feed.slot for feed in feeds])
 
 
-def _rows_not_finite(results: Buffers) -> NDArray[np.bool_] | None:
-    """Which rows have an output or a state that is not finite; None if all are finite."""
-    if all(np.isfinite(array).all() for array in (*results.outputs, *results.states_next)):
-        return None
-    unsound = np.zeros(results.rows, dtype=bool)
+def _rows_not_finite(results: Buffers) -> set[int]:
+    """The rows that have an output or a state that is not finite."""
+    # One pass and no array of flags: half of what isfinite costs. A sum of squares is finite only if every
+    # number is, and the other way round below 1e19.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(results.results.dot(results.results)):
+            return set()
+    found = np.zeros(results.rows, dtype=bool)
     for array in results.outputs:
-        unsound |= ~np.isfinite(array).all(axis=(0, *range(2, array.ndim)))
+        found |= ~np.isfinite(array).all(axis=(0, *range(2, array.ndim)))
     for array in results.states_next:
-        unsound |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-    return unsound
+        found |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return set(np.flatnonzero(found).tolist())
 
 
 def _failure(feed: Feed, what: str) -> str:

@@ -7,8 +7,9 @@ straight into the inputs and reads results where they were written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from cellstream.repository.manifest import Manifest
+from cellstream.repository.manifest import Manifest, State
 
 BUFFERS_MAX = 256
 """Sets of bound buffers kept, one for each size of call; each is a few kilobytes of views on one memory."""
@@ -31,33 +32,22 @@ class Buffers:
         steps: How many steps.
         inputs: Tokens, int64 [steps, rows], or values, float32 [steps, rows, features]; to be filled.
         states: For each state, [rows, *shape]; to be filled.
+        results: `outputs` and `states_next`, flat, one after the other: all that has to be finite.
         outputs: For each output, float32 [steps, rows, *shape].
         states_next: For each state, after the last step, [rows, *shape].
         gates: For each gate, float32 [steps, rows, *shape]; empty if not asked for.
-        binding: ONNX Runtime's view of all these.
+        binding: ONNX Runtime's view of all these; None where another graph's buffers are bound.
     """
 
     rows: int
     steps: int
     inputs: NDArray[Any]
-    states: list[NDArray[Any]]
+    states: list[NDArray[np.float32]]
+    results: NDArray[np.float32]
     outputs: list[NDArray[np.float32]]
-    states_next: list[NDArray[Any]]
+    states_next: list[NDArray[np.float32]]
     gates: list[NDArray[np.float32]]
-    binding: Any
-
-    def only(self, rows: list[int]) -> Buffers:
-        """A copy of what these rows read and wrote."""
-        return Buffers(
-            rows=len(rows),
-            steps=self.steps,
-            inputs=self.inputs[:, rows],
-            states=[array[rows] for array in self.states],
-            outputs=[array[:, rows] for array in self.outputs],
-            states_next=[array[rows] for array in self.states_next],
-            gates=[array[:, rows] for array in self.gates],
-            binding=None,
-        )
+    binding: Any = None
 
 
 class StepGraph(Protocol):
@@ -69,8 +59,59 @@ class StepGraph(Protocol):
     def run(self, buffers: Buffers) -> None:
         """Runs `buffers.steps` steps; the results are in the buffers. Raises what the graph raises."""
 
-    def head(self, states: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prediction (the first output, [rows, *shape]) from states [rows, *shape] alone."""
+
+
+class Memory:
+    """Memory that all sizes of call share: every tensor begins where it always begins, however large."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+        """A contiguous array in the tensor's memory; where it is too small, a larger one takes its place."""
+        elements = math.prod(shape)
+        tensor = self._tensors.get(name, np.empty(0, dtype))
+        if len(tensor) < elements:
+            tensor = self._tensors[name] = np.empty(max(elements, 2 * len(tensor)), dtype)
+        return tensor[:elements].reshape(shape)
+
+
+def lay_out(manifest: Manifest, rows: int, steps: int, gates: bool, memory: Memory) -> Buffers:
+    """Makes the buffers of a call, bound to nothing yet."""
+    given = manifest.input
+    if given.features is None:
+        inputs = memory.array(given.name, (steps, rows), np.int64)
+    else:
+        inputs = memory.array(given.name, (steps, rows, given.features), np.float32)
+    shapes = [
+        *((steps, rows, *output.shape) for output in manifest.outputs),
+        *(_graph_shape(state, rows) for state in manifest.states),
+    ]
+    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    results = memory.array("outputs and next states", (ends[-1],), np.float32)
+    parts = [part.reshape(shape) for part, shape in zip(np.split(results, ends[:-1]), shapes, strict=True)]
+    return Buffers(
+        rows=rows,
+        steps=steps,
+        inputs=inputs,
+        states=[
+            np.moveaxis(memory.array(state.input, _graph_shape(state, rows), np.float32), state.batch_axis, 0)
+            for state in manifest.states
+        ],
+        results=results,
+        outputs=parts[: len(manifest.outputs)],
+        states_next=[
+            np.moveaxis(part, state.batch_axis, 0)
+            for state, part in zip(manifest.states, parts[len(manifest.outputs) :], strict=True)
+        ],
+        gates=[
+            memory.array(gate.name, (steps, rows, *gate.shape), np.float32)
+            for gate in manifest.gates
+            if gates
+        ],
+    )
 
 
 class Graph:
@@ -90,9 +131,7 @@ class Graph:
         self._session = _load(step_file, intra_op_threads)
         self._head = _load(head_file, intra_op_threads)
         self._head_inputs = {given.name for given in self._head.get_inputs()}
-        # Memory by tensor name. Every call's arrays start where the tensor's memory starts, whatever
-        # their size, so that many sizes of call share it.
-        self._memory: dict[str, NDArray[Any]] = {}
+        self._memory = Memory()
         self._buffers: dict[tuple[int, int, bool], Buffers] = {}
 
     def buffers(self, rows: int, steps: int, gates: bool) -> Buffers:
@@ -109,7 +148,7 @@ class Graph:
         """Runs `buffers.steps` steps; the results are in the buffers. Raises what the graph raises."""
         self._session.run_with_iobinding(buffers.binding)
 
-    def head(self, states: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prediction (the first output, [rows, *shape]) from states [rows, *shape] alone."""
         given = {
             state.input: np.ascontiguousarray(np.moveaxis(rows, 0, state.batch_axis))
@@ -120,68 +159,50 @@ class Graph:
         return prediction
 
     def _bind(self, rows: int, steps: int, gates: bool) -> Buffers:
-        """Makes the buffers of a call of this size, in memory shared with all other sizes."""
+        """Lays out the buffers of a call, and tells ONNX Runtime where they are.
+
+        Raw pointers do not keep an array alive; the buffers, which hold the binding too, do.
+        """
         manifest = self._manifest
         binding = self._session.io_binding()
+        buffers = replace(lay_out(manifest, rows, steps, gates, self._memory), binding=binding)
+        states = manifest.states
+        inputs = [
+            (manifest.input.name, buffers.inputs),
+            *zip((state.input for state in states), self._as_graph(buffers.states), strict=True),
+        ]
+        outputs = [
+            *zip((output.name for output in manifest.outputs), buffers.outputs, strict=True),
+            *zip((state.output for state in states), self._as_graph(buffers.states_next), strict=True),
+            *zip((gate.name for gate in manifest.gates if gates), buffers.gates, strict=True),
+        ]
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays:
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return buffers
 
-        def bound(bind: Any, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-            array = self._reserved(name, shape, np.dtype(dtype))
-            # A raw pointer does not keep the array alive; the buffers, which hold the binding, do.
-            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            return array
-
-        def by_row(bind: Any, name: str, state: Any) -> NDArray[Any]:
-            shape = (*state.shape[: state.batch_axis], rows, *state.shape[state.batch_axis :])
-            return np.moveaxis(bound(bind, name, shape, state.dtype), state.batch_axis, 0)
-
-        given = manifest.input
-        frame, dtype = ((), np.int64) if given.features is None else ((given.features,), np.float32)
-        read, write = binding.bind_input, binding.bind_output
-        return Buffers(
-            rows=rows,
-            steps=steps,
-            inputs=bound(read, given.name, (steps, rows, *frame), dtype),
-            states=[by_row(read, state.input, state) for state in manifest.states],
-            outputs=[bound(write, each.name, (steps, rows, *each.shape)) for each in manifest.outputs],
-            states_next=[by_row(write, state.output, state) for state in manifest.states],
-            gates=[bound(write, each.name, (steps, rows, *each.shape)) for each in manifest.gates if gates],
-            binding=binding,
-        )
-
-    def _reserved(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A contiguous array at the start of the tensor's memory, which grows where it is too small."""
-        elements = int(np.prod(shape))
-        memory = self._memory.get(name, np.empty(0, dtype))
-        if len(memory) < elements:
-            # Buffers made before still read and write the old memory; without them it is freed.
-            self._buffers.clear()
-            memory = self._memory[name] = np.empty(max(elements, 2 * len(memory)), dtype)
-        return memory[:elements].reshape(shape)
+    def _as_graph(self, rows_first: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """Each state as the graph has it, the batch on its own axis."""
+        for state, array in zip(self._manifest.states, rows_first, strict=True):
+            yield np.moveaxis(array, 0, state.batch_axis)
 
 
 class RowByRow:
-    """Runs a graph one row at a time, for a machine where its results depend on who shares the batch."""
+    """Runs a graph one row at a time, for a machine where its results depend on who shares the batch.
 
-    def __init__(self, graph: StepGraph) -> None:
+    Args:
+        manifest: What the graph takes and gives.
+        graph: The graph.
+    """
+
+    def __init__(self, manifest: Manifest, graph: StepGraph) -> None:
+        self._manifest = manifest
         self._graph = graph
+        self._memory = Memory()
 
     def buffers(self, rows: int, steps: int, gates: bool) -> Buffers:
         """The buffers of a call of this size; fill `inputs` and `states`, then `run`."""
-        one = self._graph.buffers(1, steps, gates)
-
-        def empty(array: NDArray[Any], axis: int) -> NDArray[Any]:
-            return np.empty((*array.shape[:axis], rows, *array.shape[axis + 1 :]), array.dtype)
-
-        return Buffers(
-            rows=rows,
-            steps=steps,
-            inputs=empty(one.inputs, 1),
-            states=[empty(array, 0) for array in one.states],
-            outputs=[empty(array, 1) for array in one.outputs],
-            states_next=[empty(array, 0) for array in one.states_next],
-            gates=[empty(array, 1) for array in one.gates],
-            binding=None,
-        )
+        return lay_out(self._manifest, rows, steps, gates, self._memory)
 
     def run(self, buffers: Buffers) -> None:
         """Runs `buffers.steps` steps of each row, alone."""
@@ -196,14 +217,19 @@ class RowByRow:
             for rows, alone in zip(buffers.states_next, one.states_next, strict=True):
                 rows[row] = alone[0]
 
-    def head(self, states: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prediction of each row from its states alone, one row at a time."""
         rows = range(len(states[0]))
         return np.concatenate([self._graph.head([array[row : row + 1] for array in states]) for row in rows])
 
 
+def _graph_shape(state: State, rows: int) -> tuple[int, ...]:
+    """The shape of the graph's tensor for a state of so many rows."""
+    return (*state.shape[: state.batch_axis], rows, *state.shape[state.batch_axis :])
+
+
 def _load(file: Path, intra_op_threads: int) -> Any:
-    """Loads a graph for this process's one CPU provider."""
+    """Loads a graph for the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1

@@ -11,7 +11,7 @@ allows in the time target. Same calls, same batches.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -64,6 +64,10 @@ class Scheduler:
         batch_rows_max: Rows of one call at most.
         call_seconds_max: Target for one call; a single step of a single row may take longer.
         steps_max: Steps of one call at most; 1 for a graph whose results depend on how steps are cut.
+
+    Attributes:
+        waiting: The feeds that wait, by slot, in the order of their turns; changed here only.
+        rows_max: Rows of one call at most.
     """
 
     def __init__(
@@ -73,39 +77,34 @@ class Scheduler:
         fitting = [int(call_seconds_max / costs.step_seconds(rows)) for rows in range(1, batch_rows_max + 1)]
         self.rows_max = max([rows for rows, steps in enumerate(fitting, start=1) if steps], default=1)
         self._steps_max = [1] + [min(max(steps, 1), steps_max) for steps in fitting[: self.rows_max]]
-        self._waiting: dict[int, Feed] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Feed]:
-        return iter(self._waiting.values())
+        self.waiting: dict[int, Feed] = {}
 
     def __repr__(self) -> str:
-        return f"<Scheduler: {len(self._waiting)} feeds waiting, {self.rows_max} rows a call>"
+        return f"<Scheduler: {len(self.waiting)} feeds waiting, {self.rows_max} rows a call>"
 
     def add(self, feed: Feed) -> None:
         """Puts a feed behind all that wait; none of its slot may be waiting."""
-        assert feed.slot not in self._waiting, f"two feeds of slot {feed.slot} wait"
-        self._waiting[feed.slot] = feed
+        assert feed.slot not in self.waiting, f"a feed of slot {feed.slot} is waiting"
+        self.waiting[feed.slot] = feed
 
     def remove(self, feed: Feed) -> bool:
         """Takes a feed out; whether it was waiting."""
-        if self._waiting.get(feed.slot) is not feed:
+        if self.waiting.get(feed.slot) is not feed:
             return False
-        del self._waiting[feed.slot]
+        del self.waiting[feed.slot]
         return True
 
-    def get(self, slot: int) -> Feed | None:
-        """The feed of this slot that waits."""
-        return self._waiting.get(slot)
+    def remove_all(self, feeds: Iterable[Feed]) -> None:
+        """Takes out feeds that all wait."""
+        for feed in feeds:
+            del self.waiting[feed.slot]
 
     def next_batch(self) -> Batch | None:
         """The feeds that step next, oldest first; None when none waits.
 
         They go on waiting until they are removed. Where not all fit, those taken go behind the others.
         """
-        waiting = self._waiting
+        waiting = self.waiting
         if not waiting:
             return None
         if len(waiting) <= self.rows_max:

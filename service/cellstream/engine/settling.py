@@ -7,6 +7,7 @@ is what a step costs beside ONNX Runtime. Reads the call's buffers, copies what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,28 @@ from cellstream.repository.manifest import Manifest
 _EVERY_STEP, _LAST = Want.EVERY_STEP, Want.LAST
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a call did for its feeds, before anything is committed.
+
+    Attributes:
+        told: Each feed that answers, ends or made a token, with its progress; the others hear nothing.
+        ended: Those of them for which it is the last.
+        continued: Rows whose next call needs the prediction after this one: they go on to score or to sample.
+    """
+
+    told: list[tuple[Feed, Progress]]
+    ended: list[Feed]
+    continued: list[int]
+
+
 def settle(
     manifest: Manifest,
     feeds: Sequence[Feed],
     results: Buffers,
     positions: Sequence[int],
     before: Mapping[int, NDArray[np.float32]],
-) -> list[Progress | None]:
+) -> Settled:
     """Makes what each feed is told of a call whose every row is finite.
 
     Args:
@@ -35,56 +51,74 @@ def settle(
         results: What the call read and wrote.
         positions: Each session's position after the call.
         before: By slot, the log-probabilities before the call, for feeds that score.
-
-    Returns:
-        For each feed its progress; None where there is nothing to tell: no answer, no end, no token made.
     """
     steps = results.steps
-    answering: list[int] = []  # How many steps of each row answer.
-    ending: list[bool] = []
-    alike: dict[tuple[int, int], list[int]] = {}  # Rows by (top_k, how many steps answer).
-    special: list[int] = []  # Rows with more to tell than the most likely tokens.
+    rows: list[int] = []  # Those that are told something; of each of them:
+    counts: list[int] = []  # how many steps answer, always the call's last ones,
+    endings: list[bool] = []  # whether it is over.
+    alike: dict[tuple[int, int], list[int]] = {}  # Places in `rows`, by (top_k, how many steps answer).
+    detailed: list[int] = []  # Places with more to tell than the most likely tokens.
+    ended: list[Feed] = []
+    continued: list[int] = []
     for row, feed in enumerate(feeds):
         answer, sampled = feed.answer, feed.sampling
-        ends = feed.applied + steps == len(feed.inputs) and (
-            sampled is None or feed.made >= sampled.max_tokens
-        )
-        ending.append(ends)
-        count = steps if answer.want is _EVERY_STEP else 1 if ends and answer.want is _LAST else 0
-        answering.append(count)
+        want = answer.want
+        ends = feed.applied + steps == len(feed.inputs)
+        if sampled is not None:
+            exhausted, ends = ends, ends and feed.made >= sampled.max_tokens
+            if exhausted and not ends:
+                continued.append(row)
+        if want is _EVERY_STEP:
+            count = steps
+            if answer.score and not ends:
+                continued.append(row)
+        elif ends:
+            count = 1 if want is _LAST else 0
+        elif feed.made:
+            count = 0
+        else:
+            continue
         if count:
-            if answer.top_k:
-                if (key := (answer.top_k, count)) in alike:
-                    alike[key].append(row)
+            if top_k := answer.top_k:
+                if (key := (top_k, count)) in alike:
+                    alike[key].append(len(rows))
                 else:
-                    alike[key] = [row]
+                    alike[key] = [len(rows)]
             if answer.score or answer.log_probabilities or answer.states or answer.gates:
-                special.append(row)
+                detailed.append(len(rows))
+        if feed.made:
+            detailed.append(len(rows))
+        if ends:
+            ended.append(feed)
+        rows.append(row)
+        counts.append(count)
+        endings.append(ends)
+    if not rows:
+        return Settled([], ended, continued)
 
-    if len(alike) == 1 and len(next(iter(alike.values()))) == len(feeds):
+    predictions = results.outputs[0]
+    if len(rows) < len(feeds):
+        feeds = [feeds[row] for row in rows]
+        positions = [positions[row] for row in rows]
+    if len(alike) == 1 and len(next(iter(alike.values()))) == len(predictions[0]):
         ((top_k, count),) = alike
-        ids, values = _most_likely(results.outputs[0], top_k, count)
+        ids, values = _most_likely(predictions, top_k, count)
     else:
-        ids = [[] for _ in feeds]
-        values = [[] for _ in feeds]
-        for (top_k, count), rows in alike.items():
-            found = _most_likely(results.outputs[0][:, rows], top_k, count)
-            for row, row_ids, row_values in zip(rows, *found, strict=True):
-                ids[row], values[row] = row_ids, row_values
-
+        ids = [[] for _ in rows]
+        values = [[] for _ in rows]
+        for (top_k, count), places in alike.items():
+            found = _most_likely(predictions[:, [rows[place] for place in places]], top_k, count)
+            for place, its_ids, its_values in zip(places, *found, strict=True):
+                ids[place], values[place] = its_ids, its_values
     told = [
-        Progress(position, ends, count, row_ids, row_values, made=[]) if count or ends else None
-        for position, ends, count, row_ids, row_values in zip(
-            positions, ending, answering, ids, values, strict=True
+        (feed, Progress(position, ends, count, its_ids, its_values, None, None, None, None, []))
+        for feed, position, ends, count, its_ids, its_values in zip(
+            feeds, positions, endings, counts, ids, values, strict=True
         )
     ]
-    if special:
-        _add_details(manifest, feeds, special, results, told, before)
-    for row, feed in enumerate(feeds):
-        if feed.made and (made := _made(feed, steps)):
-            told[row] = progress = told[row] or Progress(positions[row], False)
-            progress.made = made
-    return told
+    if detailed:
+        _add_details(manifest, {rows[place]: told[place] for place in detailed}, results, before)
+    return Settled(told, ended, continued)
 
 
 def _most_likely(
@@ -101,18 +135,26 @@ def _most_likely(
 
 def _add_details(
     manifest: Manifest,
-    feeds: Sequence[Feed],
-    rows: Sequence[int],
+    told: Mapping[int, tuple[Feed, Progress]],
     results: Buffers,
-    told: Sequence[Progress | None],
     before: Mapping[int, NDArray[np.float32]],
 ) -> None:
-    """Adds scores, whole outputs, states and gates to the progress of those `rows` that ask for them."""
-    scores = _scores(feeds, [row for row in rows if feeds[row].answer.score], results, before)
-    for row in rows:
-        answer, progress = feeds[row].answer, told[row]
-        assert progress is not None  # It answers.
-        first = results.steps - progress.steps
+    """Adds scores, whole outputs, states, gates and tokens made to the progress of those who have any.
+
+    Args:
+        manifest: Names of outputs, states and gates.
+        told: By row, the feed and its progress.
+        results: What the call read and wrote.
+        before: By slot, the log-probabilities before the call, for feeds that score.
+    """
+    scoring = [row for row, (feed, progress) in told.items() if feed.answer.score and progress.steps]
+    scores = _scores([told[row][0] for row in scoring], scoring, results, before) if scoring else {}
+    for row, (feed, progress) in told.items():
+        answer, first = feed.answer, results.steps - progress.steps
+        if feed.made:
+            progress.made = list(feed.inputs[feed.applied : feed.applied + results.steps])
+        if not progress.steps:
+            continue
         if answer.score:
             progress.scores = scores[row][first:]
         if answer.log_probabilities:
@@ -120,7 +162,7 @@ def _add_details(
                 output.name: array[first:, row].copy()
                 for output, array in zip(manifest.outputs, results.outputs, strict=True)
             }
-        if answer.states:  # One step answers: the call's last.
+        if answer.states:  # One step answers, the call's last.
             progress.states = {
                 state.name: array[row : row + 1].copy()
                 for state, array in zip(manifest.states, results.states_next, strict=True)
@@ -139,20 +181,11 @@ def _scores(
     before: Mapping[int, NDArray[np.float32]],
 ) -> dict[int, list[float]]:
     """By row, the log-probability of each token of the call, given all before it."""
-    if not rows:
-        return {}
     tokens = results.inputs[:, rows]  # [steps, rows]
     steps = np.arange(results.steps - 1)[:, np.newaxis]
-    later = results.outputs[0][steps, rows, tokens[1:]].T.tolist()  # Row after row, all steps but the first.
+    later = results.outputs[0][steps, rows, tokens[1:]].T.tolist()  # [rows][steps − 1]
     scores = {}
-    for row, first, rest in zip(rows, tokens[0].tolist(), later, strict=True):
-        prediction = before.get(feeds[row].slot)
-        scores[row] = [float("nan") if prediction is None else prediction.item(first), *rest]
+    for row, feed, token, rest in zip(rows, feeds, tokens[0].tolist(), later, strict=True):
+        prediction = before.get(feed.slot)
+        scores[row] = [float("nan") if prediction is None else prediction.item(token), *rest]
     return scores
-
-
-def _made(feed: Feed, steps: int) -> list[int]:
-    """Those tokens of the feed that it made itself and that this call absorbed."""
-    after = feed.applied + steps
-    first = max(feed.applied, len(feed.inputs) - feed.made)
-    return [int(token) for token in feed.inputs[first:after]]

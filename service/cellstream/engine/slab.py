@@ -30,6 +30,7 @@ class Slab:
     Attributes:
         arrays: For each state, [slots_max, *shape].
         positions: How many tokens each slot's session has absorbed, int64 [slots_max].
+        taken: For each slot, whether a session owns it.
         slots_taken: How many slots are taken.
     """
 
@@ -41,7 +42,7 @@ class Slab:
         ]
         self.positions = np.zeros(slots_max, np.int64)
         self._initial = [state.initial for state in states]
-        self._taken = bytearray(slots_max)
+        self.taken = bytearray(slots_max)
         self._given_back: list[int] = []  # A heap; every one of them lies below `_fresh`.
         self._fresh = 0  # Slots from here on were never taken.
 
@@ -64,34 +65,30 @@ class Slab:
                 f"all {self.slots_max} sessions of this model are in use; try again later",
                 sessions_max=self.slots_max,
             )
-        self._taken[slot] = True
+        self.taken[slot] = True
         self.slots_taken += 1
         self.reset(slot)
         return slot
 
     def give_back(self, slot: int) -> None:
         """Frees a slot that was taken."""
-        assert self._taken[slot], f"slot {slot} is not taken"
-        self._taken[slot] = False
+        assert self.taken[slot], f"slot {slot} is not taken"
+        self.taken[slot] = False
         self.slots_taken -= 1
         heapq.heappush(self._given_back, slot)
 
     def reset(self, slot: int) -> None:
         """Puts a taken slot back to its initial state, position 0."""
-        assert self._taken[slot], f"slot {slot} is not taken"
+        assert self.taken[slot], f"slot {slot} is not taken"
         for array, initial in zip(self.arrays, self._initial, strict=True):
             array[slot] = initial
         self.positions[slot] = 0
-
-    def is_taken(self, slot: int) -> bool:
-        """Whether a session owns this slot."""
-        return bool(self._taken[slot])
 
     def gather(self, slots: NDArray[np.int64], into: Sequence[NDArray[Any]]) -> None:
         """Copies the states of `slots` into arrays of [rows, *shape], one for each state."""
         for array, rows in zip(self.arrays, into, strict=True):
             # With mode "raise" numpy would copy into a buffer of its own first.
-            np.take(array, slots, axis=0, out=rows, mode="clip")
+            array.take(slots, 0, rows, "clip")
 
     def rows(self, slots: NDArray[np.int64]) -> list[NDArray[Any]]:
         """The states of `slots`, copied: for each state [rows, *shape]."""
@@ -106,7 +103,7 @@ class Slab:
         """Asserts that free and taken slots are all slots, and that none is both."""
         free = self._given_back
         assert len(set(free)) == len(free), "a slot was given back twice"
-        assert all(slot < self._fresh and not self._taken[slot] for slot in free), "a taken slot is free"
-        assert sum(self._taken) == self.slots_taken, "the count of taken slots is wrong"
+        assert all(slot < self._fresh and not self.taken[slot] for slot in free), "a taken slot is free"
+        assert sum(self.taken) == self.slots_taken, "the count of taken slots is wrong"
         assert len(free) + self.slots_taken == self._fresh, "a slot is neither free nor taken"
-        assert not any(self._taken[self._fresh :]), "a slot was taken out of order"
+        assert not any(self.taken[self._fresh :]), "a slot was taken out of order"
