@@ -8,6 +8,7 @@ one call.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from cellstream.engine import Call
@@ -16,17 +17,17 @@ from cellstream.sessions import Served
 
 
 class Turns:
-    """Gives each engine its turn.
+    """Gives the engines their turns, one call at a time, round robin.
 
     Args:
         served: The models.
         metrics: Where calls are counted.
-        settled: Called after each turn in which an engine did something.
+        settled: Called after each turn.
     """
 
     def __init__(self, served: Iterable[Served], metrics: Metrics, settled: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._engines = [(one.engine, _observer(one, metrics)) for one in served]
+        self._engines = deque((one.engine, _observer(one, metrics)) for one in served)
         self._settled = settled
         self._asked = False
 
@@ -37,12 +38,16 @@ class Turns:
             self._loop.call_soon(self._loop.call_soon, self._run)
 
     def _run(self) -> None:
+        """Let the next engine for which something waits make one call."""
         self._asked = False
         try:
-            for engine, observe in self._engines:
+            for _ in range(len(self._engines)):
+                engine, observe = self._engines[0]
+                self._engines.rotate(-1)
                 call = engine.turn()
                 if call is not None:
                     observe(call)
+                    break
             self._settled()
         finally:
             if not self._asked and any(engine.waiting for engine, _ in self._engines):

@@ -18,7 +18,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +30,7 @@ from cellstream.engine.scheduler import STEPS_MAX, Scheduler
 from cellstream.engine.settling import settle
 from cellstream.engine.slab import Slab
 from cellstream.errors import CellstreamError, InternalError, NonFinite, StepFailed
-
-if TYPE_CHECKING:
-    from cellstream.repository import ModelVersion
+from cellstream.repository import ModelVersion
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +77,8 @@ class Engine:
         self._on_waiter_error = on_waiter_error
         graph: StepGraph = Graph(
             manifest,
-            version.directory / manifest.step_graph,
-            version.directory / manifest.head_graph,
+            version.step_graph,
+            version.head_graph,
             intra_op_threads=intra_op_threads,
         )
         checked = self_check(graph, manifest, batch_rows_max)
@@ -157,7 +154,7 @@ class Engine:
     @property
     def oldest_received_at(self) -> float | None:
         """When the oldest of the feeds that wait for their first token was received; None if none does."""
-        waiting = self._scheduler.waiting.values()
+        waiting = list(self._scheduler.waiting.values())  # at once: a scrape asks from a thread of its own
         return min((feed.received_at for feed in waiting if not feed.applied), default=None)
 
     def submit(self, feed: Feed) -> None:
