@@ -1,7 +1,8 @@
 """Whatever is done to sessions, in whatever order, each gets bit for bit what it would get alone.
 
-The oracle is a plain loop over ONNX Runtime: one session, one token at a time. What a session has absorbed is
-reconstructed from what the clients were told, so a wrong position or a dropped token shows as a difference too.
+The oracle is a plain loop over ONNX Runtime (`alone`): one session, one token at a time. What a session has
+absorbed is reconstructed from what the clients were told, so a wrong position or a dropped token shows as a
+difference too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import settings as hypothesis_settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from prometheus_client import CollectorRegistry
 
 from cellstream.engine import Answer, Engine, Progress, Want
@@ -36,40 +44,12 @@ from cellstream.sessions import (
     Stream,
 )
 from cellstream.settings import Settings
-from cellstream.testing import ManualClock, write_model
+from cellstream.testing import ManualClock
 from cellstream.text import ByteTokenizer
 
 IDLE_SECONDS = 100.0
 WAIT_SECONDS = 10.0
 SLOTS = 3
-
-
-class Alone:
-    """One session at a time, one token at a time: what every answer is held against."""
-
-    def __init__(self, directory: Path) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = ort.InferenceSession(directory / "model.onnx", options)
-        zeros = np.zeros((1, 2, 16), np.float32)
-        self._after: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {
-            (): (zeros, zeros, np.empty(0, np.float32))
-        }
-
-    def log_probabilities(self, tokens: tuple[int, ...]) -> np.ndarray:
-        """What the model says after these tokens, float32 [vocabulary]."""
-        return self._run(tokens)[2]
-
-    def _run(self, tokens: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if tokens not in self._after:
-            hidden, cell, _ = self._run(tokens[:-1])
-            names = ["hidden_next", "cell_next", "log_probabilities"]
-            given = {"tokens": np.array([[tokens[-1]]]), "hidden": hidden, "cell": cell}
-            if "with_gates" in {wanted.name for wanted in self._session.get_inputs()}:
-                given["with_gates"] = np.array(False)
-            hidden, cell, answer = self._session.run(names, given)
-            self._after[tokens] = hidden, cell, answer[0, 0]
-        return self._after[tokens]
 
 
 @dataclass
@@ -111,7 +91,7 @@ class Told:
             absorbed = self.machine.absorbed[handle.session.id]
             for step in range(progress.steps):
                 history = absorbed[: progress.position - progress.steps + step + 1]
-                expected = self.machine.alone.log_probabilities(history)
+                expected = self.machine.alone.after(history).log_probabilities
                 np.testing.assert_array_equal(progress.outputs["log_probabilities"][step], expected)
         if progress.done:
             if progress.error is None:
@@ -170,7 +150,7 @@ class Interleavings(RuleBasedStateMachine):
     """Two clients, three handles each, few slots, names that they share."""
 
     served: Served
-    alone: Alone
+    alone: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,21 +305,19 @@ def _open(name: str, mode: Mode) -> Open:
     return Open(name, "", "", mode, lambda served: Answer())
 
 
-def test_each_session_gets_what_it_would_get_alone(tmp_path: Path) -> None:
+def test_each_session_gets_what_it_would_get_alone(tiny: Path, alone: Any) -> None:
     """The first promise, under every interleaving that hypothesis finds."""
-    (version,) = Repository(write_model(tmp_path))
+    version = Repository(tiny).load("tiny")
     engine = Engine(version, slots_max=SLOTS, batch_rows_max=8, step_milliseconds_max=10.0)
 
     class Machine(Interleavings):
-        alone = Alone(version.directory)
         served = Served(version.manifest, version.manifest_digest, "", engine, ByteTokenizer())
 
         def __init__(self) -> None:
             super().__init__()
             self.absorbed = {}
 
-    from hypothesis.stateful import run_state_machine_as_test
-
+    Machine.alone = alone(version.directory)
     run_state_machine_as_test(
         Machine, settings=hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
     )
