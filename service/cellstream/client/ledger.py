@@ -69,7 +69,7 @@ class Ledger:
         self._must_say_position = False
 
     def reset_sent(self, reset: asyncio.Future[None]) -> None:
-        """Enters a reset that was sent; it makes failures before it past."""
+        """Enters a reset that was sent; what comes behind it need not know of failures before."""
         self._resets.append(reset)
         self.forget_failure()
 
@@ -107,6 +107,7 @@ class Ledger:
             reset.set_exception(from_status(event.error))
         else:
             self.position = event.position
+            self.forget_failure()  # of feeds before it, told meanwhile
             reset.set_result(None)
 
     def silent(self, pending: Pending) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 from cellstream.client.reply import Reply, join_replies
 from cellstream.errors import CellstreamError, ConnectionLost
@@ -110,3 +110,46 @@ class Pending:
                 )
             )
             self._on_silence(self)
+
+
+class Parts(AsyncIterator[Reply]):
+    """The parts of one feed's answer, in order; the feed is sent when the first is asked for.
+
+    Breaking out of `async for` gives up the answer, and so does `aclose`. A generator would do so only when
+    the loop next looks after it: too late for a feed that is sent in the next line.
+
+    Args:
+        send: Sends the feed.
+    """
+
+    def __init__(self, send: Callable[[], Awaitable[Pending]]) -> None:
+        self._send = send
+        self._pending: Pending | None = None
+        self._parts: asyncio.Queue[Reply | None] = asyncio.Queue()
+        self._over = False
+
+    async def __anext__(self) -> Reply:
+        if self._over:
+            raise StopAsyncIteration
+        if self._pending is None:
+            self._pending = await self._send()
+            hand_on = self._parts.put_nowait  # not self: what is watched must not keep its watcher alive
+            self._pending.watch(hand_on, lambda: hand_on(None))
+        if (part := await self._parts.get()) is not None:
+            return part
+        self._over = True
+        await self._pending
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Gives up what is still to come. Over already: nothing."""
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            if self._pending is not None:
+                self._pending.give_up()

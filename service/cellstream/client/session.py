@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -14,7 +14,7 @@ from cellstream.client.connection import Connection, bounded
 from cellstream.client.feeds import AnswerOptions, Input, check_size, encode, read_answer
 from cellstream.client.generation import Generation, SamplingOptions, generate_request
 from cellstream.client.hold import Hold
-from cellstream.client.pending import Pending
+from cellstream.client.pending import Parts, Pending
 from cellstream.client.reply import Reply
 from cellstream.errors import CellstreamError, PositionMismatch, SessionIdInvalid
 from cellstream.v1 import prediction_pb2 as pb
@@ -224,9 +224,9 @@ class Session:
         """
         return await (await self.send(given, timeout_seconds=timeout_seconds, **answer))
 
-    async def predict_in_parts(
+    def predict_in_parts(
         self, given: Input, *, timeout_seconds: float | None = None, **answer: Unpack[AnswerOptions]
-    ) -> AsyncIterator[Reply]:
+    ) -> Parts:
         """Feeds it, and gives each part of the answer as it comes: for long feeds that answer every step.
 
         Breaking off gives up the answer, not the feed: the server applies it to its end, and the next feed
@@ -237,21 +237,11 @@ class Session:
             timeout_seconds: As in `predict`.
             **answer: As in `predict`.
 
-        Yields:
-            The parts, in order.
-
-        Raises:
-            CellstreamError: As `predict`, after the parts that came before.
+        Returns:
+            The parts, in order; iterate over them with `async for`. They raise what `predict` raises, after
+            the parts that came before.
         """
-        parts: asyncio.Queue[Reply | None] = asyncio.Queue()
-        pending = await self.send(given, timeout_seconds=timeout_seconds, **answer)
-        pending.watch(parts.put_nowait, lambda: parts.put_nowait(None))
-        try:
-            while (part := await parts.get()) is not None:
-                yield part
-            await pending
-        finally:
-            pending.give_up()
+        return Parts(lambda: self.send(given, timeout_seconds=timeout_seconds, **answer))
 
     async def send(
         self, given: Input, *, timeout_seconds: float | None = None, **answer: Unpack[AnswerOptions]
