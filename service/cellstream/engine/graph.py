@@ -22,6 +22,9 @@ from cellstream.repository.manifest import Manifest, State
 BUFFERS_MAX = 256
 """Sets of bound buffers kept, one for each size of call; each is a few kilobytes of views on one memory."""
 
+_SWITCH = {wanted: np.array(wanted) for wanted in (False, True)}
+"""What a graph's switch for its gates is bound to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
@@ -171,6 +174,8 @@ class Graph:
             (manifest.input.name, buffers.inputs),
             *zip((state.input for state in states), self._as_graph(buffers.states), strict=True),
         ]
+        if manifest.gates_switch is not None:
+            inputs.append((manifest.gates_switch, _SWITCH[gates]))
         outputs = [
             *zip((output.name for output in manifest.outputs), buffers.outputs, strict=True),
             *zip((state.output for state in states), self._as_graph(buffers.states_next), strict=True),
