@@ -48,7 +48,8 @@ train-demo: $(VENV)/.train ## Train, export, prove, serve, generate: about three
 
 .PHONY: up
 up: ## Server, Prometheus and Grafana by docker-compose
-	docker-compose up --build --detach --wait
+	@if docker compose version >/dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi; \
+	$$compose up --build --detach --wait && echo "Server at 127.0.0.1:50051, Grafana at http://127.0.0.1:3000"
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure against bare ONNX Runtime, minutes
@@ -71,7 +72,7 @@ test: check ## Everything that CI runs: check, then the tests
 
 .PHONY: compose-test
 compose-test: $(VENV)/.dev ## The real compose file on a real Docker engine; needs root and Debian
-	deploy/compose-test
+	$(BIN)/python deploy/compose_test.py
 
 .PHONY: protos
 protos: $(VENV)/.dev ## Rebuild what is generated from the protos: stubs and docs/protocol.md
