@@ -93,7 +93,7 @@ def write_version(
             (staging / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
         for file, contents in (beside or {}).items():
             (staging / file).write_bytes(contents)
-        manifest = Manifest(
+        manifest = Manifest.make(
             name=name,
             version=version,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -14,10 +14,13 @@ The head graph (`head.onnx`) takes the states that it needs, and gives each outp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+
+from cellstream.errors import ManifestInvalid
 
 MANIFEST_FILE = "manifest.json"
 
@@ -193,9 +196,47 @@ class Manifest(_Frozen):
                 )
         return self
 
+    @classmethod
+    def make(cls, **values: object) -> Self:
+        """Make a manifest of its attributes.
+
+        Raises:
+            ManifestInvalid: They are not those of a manifest; the message has every problem.
+        """
+        with _problems_told("the manifest"):
+            return cls.model_validate(values)
+
+    @classmethod
+    def from_json(cls, contents: bytes, where: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            contents: Of the file.
+            where: The file, for messages.
+
+        Raises:
+            ManifestInvalid: It is not a manifest that this version reads; the message has every problem.
+        """
+        with _problems_told(where):
+            return cls.model_validate_json(contents)
+
     def to_json(self) -> str:
-        """Write it as `manifest.json` holds it; `Manifest.model_validate_json` reads it back."""
+        """Write it as `manifest.json` holds it."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+@contextmanager
+def _problems_told(where: str) -> Iterator[None]:
+    """Turn pydantic's error into ours, one line for all problems."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}, "
+            f"found {problem['input']!r:.80}"
+            for problem in error.errors(include_url=False)
+        )
+        raise ManifestInvalid(f"{where} is no manifest that this version reads: {problems}.") from None
 
 
 def _refuse_doubles(what: str, names: Iterable[str]) -> None:

@@ -6,9 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from cellstream.errors import DigestMismatch, ManifestInvalid, ModelFileMissing
+from cellstream.errors import DigestMismatch, ModelFileMissing
 from cellstream.repository.manifest import MANIFEST_FILE, Manifest
 from cellstream.repository.signature import check_signatures
 
@@ -72,7 +70,7 @@ def load_version(directory: Path) -> ModelVersion:
         raise ModelFileMissing(
             f"{path} is not there: expected a model's version in this folder.", file=path
         ) from None
-    manifest = _parse(path, contents)
+    manifest = Manifest.from_json(contents, where=str(path))
     _check_files(manifest, directory)
     check_signatures(manifest, directory)
     return ModelVersion(manifest, directory, hashlib.sha256(contents).hexdigest())
@@ -82,20 +80,6 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _parse(path: Path, contents: bytes) -> Manifest:
-    try:
-        return Manifest.model_validate_json(contents)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}, "
-            f"found {problem['input']!r:.80}"
-            for problem in error.errors(include_url=False)
-        )
-        raise ManifestInvalid(
-            f"{path} is no manifest that this version reads: {problems}.", file=path
-        ) from None
 
 
 def _check_files(manifest: Manifest, directory: Path) -> None:

@@ -1,0 +1,90 @@
+"""A version is read only if every byte is what it should be; else the message says file, expected, found."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from cellstream.errors import DigestMismatch, ManifestInvalid, ModelFileMissing
+from cellstream.repository import load_version
+
+FILES = ("model.onnx", "head.onnx", "weights.bin", "tokenizer.json")
+
+
+def test_whole_version_is_read(directory) -> None:
+    """The digest is that of the manifest's bytes, and paths lead to the files that the manifest names."""
+    version = load_version(directory)
+    assert version.manifest.name == "tiny"
+    assert version.manifest_digest == hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest()
+    assert (version.step_graph, version.head_graph) == (directory / "model.onnx", directory / "head.onnx")
+    assert version.tokenizer == directory / "tokenizer.json"
+    assert version.load_card() == ""
+    assert repr(version) == f"<ModelVersion tiny/1 in {str(directory)!r}>"
+
+
+def test_card_is_read(directory, replace_file) -> None:
+    """GetModel and `cellstream inspect` show it."""
+    replace_file("CARD.md", "# Tiny, naïve\n".encode())
+    assert load_version(directory).load_card() == "# Tiny, naïve\n"
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_missing_file_is_named(directory, name) -> None:
+    """Half a copy of a model is not served."""
+    (directory / name).unlink()
+    with pytest.raises(ModelFileMissing, match=f"{name} is not there") as caught:
+        load_version(directory)
+    assert caught.value.values["file"] == str(directory / name)
+
+
+def test_folder_that_is_not_there_is_named(models) -> None:
+    """The same for the whole folder."""
+    with pytest.raises(ModelFileMissing, match=r"tiny/9/manifest.json is not there"):
+        load_version(models / "tiny" / "9")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_bit_is_found(directory, name) -> None:
+    """A disk or a copy that flips one bit would change answers in silence."""
+    contents = bytearray((directory / name).read_bytes())
+    expected = hashlib.sha256(contents).hexdigest()
+    contents[len(contents) // 2] ^= 1
+    (directory / name).write_bytes(contents)
+    with pytest.raises(DigestMismatch, match=f"{name}: expected SHA-256 {expected}, found") as caught:
+        load_version(directory)
+    assert caught.value.values["found"] == hashlib.sha256(contents).hexdigest()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_cut_short_is_found(directory, name) -> None:
+    """What a full disk or a broken download leaves; the sizes say more than two digests."""
+    contents = (directory / name).read_bytes()
+    (directory / name).write_bytes(contents[:-1])
+    with pytest.raises(
+        DigestMismatch, match=f"{name}: expected {len(contents)} bytes, found {len(contents) - 1}"
+    ):
+        load_version(directory)
+
+
+def test_file_beside_is_refused(directory) -> None:
+    """A graph could read weights from a file that no digest covers; so there is none."""
+    (directory / "more.bin").write_bytes(b"?")
+    with pytest.raises(DigestMismatch, match=r"more\.bin: expected only the files that the manifest names"):
+        load_version(directory)
+
+
+def test_folder_in_a_files_place_is_refused(directory) -> None:
+    """It is no file of that name."""
+    (directory / "weights.bin").unlink()
+    (directory / "weights.bin").mkdir()
+    with pytest.raises(ModelFileMissing, match=r"weights\.bin is not there"):
+        load_version(directory)
+
+
+@pytest.mark.parametrize("contents", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_manifest_that_is_no_json_object_is_refused(directory, contents) -> None:
+    """A file that merely has the name."""
+    (directory / "manifest.json").write_bytes(contents)
+    with pytest.raises(ManifestInvalid, match=r"manifest\.json is no manifest that this version reads"):
+        load_version(directory)
