@@ -88,7 +88,7 @@ def test_baked_in_number_of_steps_is_refused(directory, replace_file) -> None:
 
 
 def test_head_of_other_states_is_refused(directory, replace_file) -> None:
-    """A head for a state that this model does not have, with the digests in order: only its signature tells."""
+    """A head for a state that this model does not have, with all digests in order: its signature tells."""
 
     def rename(graph: onnx.GraphProto) -> None:
         graph.input[0].name = graph.node[0].input[0] = "memory"
