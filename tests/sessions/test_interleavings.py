@@ -47,7 +47,7 @@ from cellstream.settings import Settings
 from cellstream.testing import ManualClock
 from cellstream.text import ByteTokenizer
 
-IDLE_SECONDS = 100.0
+IDLE_SECONDS = 25.0
 WAIT_SECONDS = 10.0
 SLOTS = 3
 
@@ -61,12 +61,15 @@ class Told:
     asked: dict[int, tuple[int, ...]] = field(default_factory=dict)  # feed id → its tokens, until it is done
     applied: Counter[int] = field(default_factory=Counter)
     names: dict[int, str] = field(default_factory=dict)  # handle → session, as Opened told
-    waiting_resets: Counter[int] = field(default_factory=Counter)
+    failed: set[int] = field(default_factory=set)  # handles whose last feed failed
+    takeovers: int = 0
 
     def opened(self, handle: Handle, created: bool, previous: Ending | None) -> None:
         assert handle.session is not None
         session_id = handle.session.id
         self.names[handle.number] = session_id
+        self.failed.discard(handle.number)
+        self.machine.fed_at[session_id] = self.machine.clock()
         if created:
             assert session_id not in self.machine.absorbed, "a session that was there is not created again"
             self.machine.absorbed[session_id] = ()
@@ -83,8 +86,19 @@ class Told:
     def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
         tokens = self.asked[queued.id]
         assert handle.session is not None or progress.error is not None
+        if progress.error is not None:
+            self.failed.add(handle.number)
+        elif queued.position is None:
+            assert handle.number not in self.failed, "nothing is applied behind a failure by mistake"
+        else:
+            self.failed.discard(handle.number)
         if handle.session is not None:
-            self._absorb(handle.session.id, queued.id, progress.position)
+            session_id = handle.session.id
+            if queued.position is not None and not self.applied[queued.id] and progress.error is None:
+                assert len(self.machine.absorbed[session_id]) == queued.position, "never twice, never early"
+            self._absorb(session_id, queued.id, progress.position)
+            if progress.done and progress.error is None:
+                self.machine.fed_at[session_id] = self.machine.clock()
         if progress.error is None and progress.steps:
             assert progress.outputs is not None
             assert handle.session is not None
@@ -102,11 +116,16 @@ class Told:
         if error is not None:
             return
         session_id = self.names[number]
+        if cause is Cause.TAKEN_OVER:
+            self.takeovers += 1
         if cause is Cause.RESET:
+            self.failed.discard(number)
             self.machine.absorbed[session_id] = ()
             assert position == 0
             return
         assert position == len(self.machine.absorbed[session_id])
+        if cause is Cause.EXPIRED:
+            self.machine.check_idle(session_id)
         if cause in (Cause.CLOSED, Cause.EXPIRED, Cause.DRAINING):
             self.machine.ended(session_id)
         del self.names[number]
@@ -140,10 +159,11 @@ class Told:
         self.asked.clear()
 
 
-NAMES = st.sampled_from(["", "", "alice", "bob"])
+NAMES = st.sampled_from(["", "alice", "alice", "bob"])
 HANDLES = st.integers(0, 2)
 CLIENTS = st.integers(0, 1)
 WANTS = st.sampled_from(list(Want))
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=7)
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -156,6 +176,7 @@ class Interleavings(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.absorbed: dict[str, tuple[int, ...]] = {}
+        self.fed_at: dict[str, float] = {}
         self.refusals: Counter[str] = Counter()
         self.feed_id = 0
         self.woken = False
@@ -179,8 +200,9 @@ class Interleavings(RuleBasedStateMachine):
             wall_clock=self.clock,
         )
         self.clients = [Told(self), Told(self)]
-        for client in self.clients:
+        for client, name in zip(self.clients, ("", "alice"), strict=True):
             client.stream = self.registry.connect(client)
+            self.registry.open(client.stream, 0, _open(name, Mode.ATTACH_OR_CREATE))
 
     def wake(self) -> None:
         self.woken = True
@@ -188,6 +210,10 @@ class Interleavings(RuleBasedStateMachine):
     def ended(self, session_id: str) -> None:
         """A session is gone; what it had absorbed is forgotten."""
         del self.absorbed[session_id]
+
+    def check_idle(self, session_id: str) -> None:
+        """A session has expired: it was idle for as long as that takes."""
+        assert self.clock() - self.fed_at[session_id] >= IDLE_SECONDS
 
     @rule(who=CLIENTS, number=HANDLES, name=NAMES, mode=st.sampled_from(list(Mode)))
     def open(self, who: int, number: int, name: str, mode: Mode) -> None:
@@ -199,36 +225,69 @@ class Interleavings(RuleBasedStateMachine):
             return
         self.registry.open(client.stream, number, _open(name, mode))
 
-    @rule(
-        who=CLIENTS,
-        number=HANDLES,
-        tokens=st.lists(st.integers(0, 3), min_size=1, max_size=7),
-        want=WANTS,
-        position=st.sampled_from([None, None, None, "right", "wrong"]),
-    )
-    def feed(self, who: int, number: int, tokens: list[int], want: Want, position: str | None) -> None:
-        client = self.clients[who]
+    def in_use(self) -> list[tuple[Told, int]]:
+        """Every handle that a client uses."""
+        return [
+            (client, number)
+            for client in self.clients
+            if client.stream is not None
+            for number in client.stream.handles
+        ]
+
+    def send(self, client: Told, number: int, tokens: list[int], want: Want, position: int | None) -> None:
+        """One feed."""
         assert client.stream is not None
         self.feed_id += 1
         client.asked[self.feed_id] = tuple(tokens)
-        handle = client.stream.handles.get(number)
-        here = 0 if handle is None else handle.position
-        given = {None: None, "right": here, "wrong": here + 1}[position]
         answer = Answer(want=want, top_k=0, log_probabilities=True)
-        queued = QueuedFeed(self.feed_id, given, self.clock(), len(tokens), Input(tokens, answer))
+        queued = QueuedFeed(self.feed_id, position, self.clock(), len(tokens), Input(tokens, answer))
         self.registry.feed(client.stream, number, queued)
 
-    @rule(who=CLIENTS, number=HANDLES)
-    def reset(self, who: int, number: int) -> None:
-        client = self.clients[who]
+    @precondition(lambda self: self.in_use())
+    @rule(data=st.data(), feeds=st.lists(st.tuples(TOKENS, WANTS), min_size=1, max_size=3))
+    def feed(self, data: st.DataObject, feeds: list[tuple[list[int], Want]]) -> None:
+        client, number = data.draw(st.sampled_from(self.in_use()))
+        for tokens, want in feeds:
+            self.send(client, number, tokens, want, None)
+
+    @precondition(lambda self: self.in_use())
+    @rule(data=st.data(), tokens=TOKENS, want=WANTS, off=st.sampled_from([0, 0, 1]))
+    def feed_with_position(self, data: st.DataObject, tokens: list[int], want: Want, off: int) -> None:
+        client, number = data.draw(st.sampled_from(self.in_use()))
+        assert client.stream is not None
+        self.send(client, number, tokens, want, client.stream.handles[number].position + off)
+
+    @precondition(lambda self: self.in_use())
+    @rule(data=st.data())
+    def reset(self, data: st.DataObject) -> None:
+        client, number = data.draw(st.sampled_from(self.in_use()))
         assert client.stream is not None
         self.registry.reset(client.stream, number)
 
+    @precondition(lambda self: self.in_use())
+    @rule(data=st.data(), keep=st.booleans(), again=st.booleans(), mode=st.sampled_from(list(Mode)))
+    def close(self, data: st.DataObject, keep: bool, again: bool, mode: Mode) -> None:
+        """Close a handle, and perhaps open its session again, behind the Close."""
+        client, number = data.draw(st.sampled_from(self.in_use()))
+        assert client.stream is not None
+        session = client.stream.handles[number].session
+        self.registry.close(client.stream, number, keep)
+        free = [other for other in range(3) if other not in client.stream.handles]
+        if again and free and session is not None:
+            takeovers = client.takeovers
+            self.registry.open(client.stream, free[0], _open(session.id, mode))
+            assert client.takeovers == takeovers, "an Open behind a Close waits for it"
+
     @rule(who=CLIENTS, number=HANDLES, keep=st.booleans())
-    def close(self, who: int, number: int, keep: bool) -> None:
+    def misuse(self, who: int, number: int, keep: bool) -> None:
+        """What names a handle that is not in use, or is being closed, is refused and changes nothing."""
         client = self.clients[who]
         assert client.stream is not None
-        self.registry.close(client.stream, number, keep)
+        handle = client.stream.handles.get(number)
+        if handle is None or handle.closing:
+            self.send(client, number, [0], Want.LAST, None)
+            self.registry.reset(client.stream, number)
+            self.registry.close(client.stream, number, keep)
 
     @rule(turns=st.integers(1, 4))
     def turn(self, turns: int) -> None:
@@ -254,12 +313,14 @@ class Interleavings(RuleBasedStateMachine):
         held = {session.id for session in self.registry if session.handle is not None}
         self.registry.sweep()
         for session_id in before - held - {session.id for session in self.registry}:
+            self.check_idle(session_id)
             self.ended(session_id)  # nobody held it, so nobody was told
 
     @precondition(lambda self: self.absorbed)
     @rule(data=st.data())
     def close_from_outside(self, data: st.DataObject) -> None:
-        session_id = data.draw(st.sampled_from(sorted(self.absorbed)))
+        oldest_first = sorted(self.registry, key=lambda session: session.serial)
+        session_id = data.draw(st.sampled_from(oldest_first)).id  # ids are random, their order is not
         held = self.registry.get(session_id).handle is not None
         position = self.registry.end(session_id)
         if not held:
@@ -319,5 +380,5 @@ def test_each_session_gets_what_it_would_get_alone(tiny: Path, alone: Any) -> No
 
     Machine.alone = alone(version.directory)
     run_state_machine_as_test(
-        Machine, settings=hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+        Machine, settings=hypothesis_settings(max_examples=300, stateful_step_count=50, deadline=None)
     )
