@@ -23,6 +23,12 @@ from cellstream.v1 import prediction_pb2 as pb
 
 TOP_K_DEFAULT = 5
 
+RESULT_BYTES = 48
+"""About what a Result takes without its columns."""
+
+TENSOR_BYTES = 64
+"""About what a Tensor takes without its data: name, type, shape."""
+
 
 def load_answer(answer: pb.Answer, served: Served) -> Answer:
     """What a feed is to answer with.
@@ -160,13 +166,16 @@ def write_predictions(message: pb.Predictions, progress: Progress, steps: slice)
             column.add(name=name, dtype=str(rows.dtype), shape=rows.shape, data=rows.tobytes())
 
 
-def size_of_step(progress: Progress) -> int:
-    """About how many bytes one answering step takes on the wire; 0 if none answers."""
+def sizes_of(progress: Progress) -> tuple[int, int]:
+    """At most about how many bytes a result takes on the wire: apart from its steps, and for each step."""
+    groups = (progress.outputs, progress.states, progress.gates)
+    tensors = [array for group in groups if group for array in group.values()]
+    apart = RESULT_BYTES + TENSOR_BYTES * len(tensors)
     if not progress.steps:
-        return 0
-    arrays = (progress.outputs, progress.states, progress.gates)
-    whole = sum(array.nbytes for group in arrays if group for array in group.values())
-    return math.ceil((8 * len(progress.top_ids) + whole) / progress.steps) + 4 * (progress.scores is not None)
+        return apart, 0
+    columns = 8 * len(progress.top_ids) + 4 * len(progress.scores or ())
+    whole = sum(array.nbytes for array in tensors)
+    return apart, math.ceil((columns + whole) / progress.steps)
 
 
 def _not_tokens(served: Served) -> InputKindMismatch:

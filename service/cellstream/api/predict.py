@@ -26,9 +26,6 @@ from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, R
 from cellstream.settings import Settings
 from cellstream.v1 import prediction_pb2 as pb
 
-RESULT_BYTES = 24
-"""About what a Result takes without its predictions."""
-
 STATUS_BYTES = 400
 """About what an error takes."""
 
@@ -215,7 +212,7 @@ class PredictStream:
     def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
         """A feed was answered, or failed."""
         if progress.error is not None:
-            letter = self._outbox.letter(Part.RESULTS, RESULT_BYTES + STATUS_BYTES)
+            letter = self._outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES)
             letter.message.results.add(
                 handle=handle.number,
                 feed_id=queued.id,
@@ -225,14 +222,15 @@ class PredictStream:
             )
             _answered(letter, handle, queued)
             return
-        step_bytes = convert.size_of_step(progress)
+        apart, step_bytes = convert.sizes_of(progress)
         steps = progress.steps
-        each = steps if not step_bytes else max(1, self._settings.response_bytes_max // step_bytes)
+        room = self._settings.response_bytes_max - apart
+        each = steps if not step_bytes else max(1, room // step_bytes)
         first = 0
         while True:
             last = min(first + each, steps)
             whole = last == steps
-            letter = self._outbox.letter(Part.RESULTS, RESULT_BYTES + step_bytes * (last - first))
+            letter = self._outbox.letter(Part.RESULTS, apart + step_bytes * (last - first))
             result = letter.message.results.add(
                 handle=handle.number,
                 feed_id=queued.id,
@@ -252,7 +250,7 @@ class PredictStream:
 
     def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
         """A feed names a handle that is not in use."""
-        message = self._outbox.letter(Part.RESULTS, RESULT_BYTES + STATUS_BYTES).message
+        message = self._outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES).message
         message.results.add(handle=number, feed_id=queued.id, done=True, error=self._teller.status(error))
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:

@@ -437,15 +437,22 @@ class Registry:
         stream.listener.refused(number, request.session_id, error)
 
     def _refuse_handle(self, handle: Handle, session_id: str, error: CellstreamError) -> None:
-        """The handle's Open failed: it is free again, and its feeds end with the same error."""
-        stream = handle.stream
+        """The handle's Open failed: it is free again, and all that followed it ends with the same error."""
+        stream, listener = handle.stream, handle.stream.listener
         del stream.handles[handle.number]
         stream.remember(handle.number, error, self._settings.stream_handles_max)
-        stream.listener.refused(handle.number, session_id, error)
+        listener.refused(handle.number, session_id, error)
         for queued in handle.queue:
-            stream.queued_tokens -= queued.size if isinstance(queued, QueuedFeed) else 1
             if isinstance(queued, QueuedFeed):
-                stream.listener.rejected(handle.number, queued, error)
+                stream.queued_tokens -= queued.size
+                listener.rejected(handle.number, queued, error)
+            elif isinstance(queued, QueuedReset):
+                stream.queued_tokens -= 1
+                listener.event(handle.number, life.Cause.RESET, 0, error)
+            elif isinstance(queued, QueuedClose):
+                stream.queued_tokens -= 1
+                cause = life.Cause.KEPT if queued.keep else life.Cause.CLOSED
+                listener.event(handle.number, cause, 0, error)
         handle.queue.clear()
 
     # ------------------------------------------------------------ the queue of a handle
