@@ -31,11 +31,9 @@ RUN python -c "import compileall, py_compile, re, sysconfig; \
       --shell /usr/sbin/nologin cellstream
 COPY --from=build /opt/cellstream /opt/cellstream
 COPY models /models
-# ONNX Runtime 1.32 tells its maker about each start unless told not to.
 ENV PATH=/opt/cellstream/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    ORT_DISABLE_TELEMETRY=1 \
     CELLSTREAM_HOST=0.0.0.0 \
     CELLSTREAM_METRICS_HOST=0.0.0.0 \
     CELLSTREAM_LOG_FORMAT=json \

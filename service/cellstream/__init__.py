@@ -8,6 +8,8 @@ Here is what a client needs, and every error there is; it imports grpcio, protob
 serves and nothing that trains.
 """
 
+import os as _os
+
 from cellstream.client import (
     AnswerOptions,
     BlockingClient,
@@ -88,6 +90,10 @@ from cellstream.errors import (
     ValuesNotFinite,
     VersionUnknown,
 )
+
+# ONNX Runtime 1.32, as soon as it is imported, makes a device id under the home directory for reports to its
+# maker. This package comes before any of its modules that import it; who wants the reports sets this to 0.
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AnswerOptions",
