@@ -77,6 +77,15 @@ def test_unproven_graph_is_not_written(checkpoint, tmp_path, monkeypatch) -> Non
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_tokeniser_of_another_model_is_refused(checkpoint, tmp_path) -> None:
+    """Its tokens beyond the model's vocabulary would be refused at serving, one user at a time."""
+    (checkpoint / "tokenizer.json").write_text(CharacterTokenizer("abcdefgh").to_json())
+    with pytest.raises(
+        CheckpointInvalid, match=r"tokenizer\.json: expected a tokeniser of 7 tokens, found one of 8"
+    ):
+        export(checkpoint, tmp_path / "models")
+
+
 def test_checkpoint_that_is_not_there_is_told(tmp_path) -> None:
     """The message names the folder, and how such a folder comes to be."""
     with pytest.raises(CheckpointInvalid, match="runs/none is not there; `cellstream train"):

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cellstream.cells.checkpoint import load_checkpoint
-from cellstream.export.writing import write_version
+from cellstream.errors import CheckpointInvalid
+from cellstream.export.writing import TOKENIZER_FILE, write_version
 from cellstream.repository import CARD_FILE, Repository
 
 REPORT_FILE = "report.png"
@@ -25,7 +26,7 @@ def export(
     """Build the graphs of a checkpoint, prove them, and write them as a version of a model.
 
     Args:
-        checkpoint_directory: What training left: `runs/<name>/`.
+        checkpoint_directory: What training left: `runs/<name>/checkpoint`.
         models_directory: Where the version goes: `<models_directory>/<name>/<version>/`.
         name: The model's name; None: the recipe's.
         version: Its version; None: the next one.
@@ -36,7 +37,8 @@ def export(
         The version's folder.
 
     Raises:
-        CheckpointInvalid: The checkpoint is not whole, or its weights are not finite.
+        CheckpointInvalid: The checkpoint is not whole, its weights are not finite, or its tokeniser has other
+            tokens than the model.
         ExportUnproven: The graphs do not do what the model does; nothing was written.
         SetupError: The name is no model's name, or the version is there already.
         RepositoryError: A server would refuse what was written; a subclass says why.
@@ -47,14 +49,19 @@ def export(
     directory = checkpoint_directory.resolve()  # training may put a new checkpoint in its place meanwhile
     checkpoint = load_checkpoint(directory)
     name = name or checkpoint.record.name
-    config, weights = checkpoint.config, checkpoint.weights
+    config, weights, tokenizer = checkpoint.config, checkpoint.weights, checkpoint.tokenizer
+    if tokenizer is not None and tokenizer.vocabulary_size != config.vocabulary_size:
+        raise CheckpointInvalid(
+            f"{directory / TOKENIZER_FILE}: expected a tokeniser of {config.vocabulary_size} tokens, "
+            f"found one of {tokenizer.vocabulary_size}."
+        )
     path = write_version(
         models_directory,
         config,
         weights,
         name=name,
         version=version or _next_version(models_directory, name),
-        tokenizer_json=checkpoint.tokenizer.to_json() if checkpoint.tokenizer else None,
+        tokenizer_json=tokenizer.to_json() if tokenizer else None,
         beside={
             file: (directory / file).read_bytes()
             for file in (CARD_FILE, REPORT_FILE)
