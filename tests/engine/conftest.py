@@ -1,14 +1,16 @@
-"""Models for the engine's tests, a plain loop that says what each session gets alone, and a clock that ticks."""
+"""Models for the engine's tests, a plain loop that says what a session gets alone, and a clock that ticks."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
@@ -23,7 +25,7 @@ VOCABULARY = 11
 POISON = 9
 """A token of the tiny models whose weights are NaN: it makes any state non-finite."""
 OUTSIDE = 99
-"""No token: the graph raises on it. The api refuses such tokens; the engine must survive them all the same."""
+"""No token: the graph raises on it. The api refuses such; the engine must survive them all the same."""
 
 
 def _weights(config: StackConfig) -> dict[str, np.ndarray]:
@@ -32,6 +34,21 @@ def _weights(config: StackConfig) -> dict[str, np.ndarray]:
         name: random.normal(0, 0.8, shape).astype(np.float32)
         for name, shape in config.weight_shapes().items()
     }
+
+
+def _poison(directory: Path) -> None:
+    """Makes what the first layer adds for `POISON` NaN, behind the back of the export, which refuses that."""
+    graph = onnx.load(directory / "model.onnx", load_external_data=False).graph
+    (table,) = (tensor for tensor in graph.initializer if tensor.dims == [VOCABULARY, 4 * 8])
+    (offset,) = (int(entry.value) for entry in table.external_data if entry.key == "offset")
+    weights = directory / "weights.bin"
+    contents = bytearray(weights.read_bytes())
+    row = np.frombuffer(contents, np.float32, 4 * 8, offset + POISON * 4 * 8 * 4)
+    row[:] = np.nan
+    weights.write_bytes(contents)
+    manifest = json.loads((directory / MANIFEST_FILE).read_text())
+    manifest["files"][weights.name]["sha256"] = digest_file(weights)
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
 @dataclass(frozen=True)
@@ -54,9 +71,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]
             sizes: Any = {"vocabulary_size": VOCABULARY} if kind == "tokens" else {"features": 3}
             config = StackConfig(cell=cell, input=kind, layers=2, hidden_size=8, embedding_size=5, **sizes)
             weights = _weights(config)
-            if poisoned:
-                weights["embedding.weight"][POISON] = np.nan
             directory = write_version(tmp_path_factory.mktemp("models"), config, weights, name="tiny")
+            if poisoned:
+                _poison(directory)
             made[key] = Model(load_version(directory), config, weights)
         return made[key]
 
@@ -65,10 +82,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]
 
 @pytest.fixture(scope="session")
 def make_graph_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelVersion]:
-    """Writes a model whose prediction is a quarter of its last frame, kept as its state, with a flaw to order.
+    """Writes a model that predicts a quarter of its last frame and keeps 16 times it; flaws to order.
 
-    `flaw` is "batch": predictions depend on the other rows of the batch; "cuts": on how many steps a call has;
-    None: on neither. `batch_axis` says where the state has its batch.
+    `flaw` is "batch": predictions depend on the other rows; "cuts": on how many steps a call has; None: on
+    neither. `batch_axis` says where the state has its batch.
     """
 
     def make(flaw: str | None = None, batch_axis: int = 0) -> ModelVersion:
@@ -80,10 +97,11 @@ def make_graph_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             [("prediction", ["time", "batch", 1]), ("last_next", state_shape)],
             [
                 *_predict("values", "prediction", flaw),
-                # Last frame [batch, 1] -> the state's shape; `last` is read, as an input that nobody reads is lost.
+                # The last frame, [batch, 1], in the state's shape.
                 helper.make_node("Gather", ["values", "end"], ["frame"], axis=0),
+                helper.make_node("Mul", ["frame", "sixteen"], ["kept"]),
                 helper.make_node("Shape", ["last"], ["state_shape"]),
-                helper.make_node("Reshape", ["frame", "state_shape"], ["last_next"]),
+                helper.make_node("Reshape", ["kept", "state_shape"], ["last_next"]),
             ],
         )
         head = _graph(
@@ -91,8 +109,8 @@ def make_graph_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             [("last", state_shape)],
             [("prediction", ["batch", 1])],
             [
-                helper.make_node("Reshape", ["last", "by_row"], ["frame"]),
-                helper.make_node("Mul", ["frame", "quarter"], ["prediction"]),
+                helper.make_node("Reshape", ["last", "by_row"], ["kept"]),
+                helper.make_node("Mul", ["kept", "64th"], ["prediction"]),
             ],
         )
         directory = tmp_path_factory.mktemp("quarter") / "1"
@@ -106,7 +124,9 @@ def make_graph_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
             architecture=Architecture(cell="none", layers=1, hidden_size=1, parameters=1),
             input=Input(name="values", kind="values", features=1),
             outputs=(Output(name="prediction", kind="values", shape=(1,)),),
-            states=(State(name="last", input="last", output="last_next", shape=shape, batch_axis=batch_axis),),
+            states=(
+                State(name="last", input="last", output="last_next", shape=shape, batch_axis=batch_axis),
+            ),
             files={
                 path.name: File(sha256=digest_file(path), bytes=path.stat().st_size)
                 for path in directory.iterdir()
@@ -143,6 +163,8 @@ def _graph(name: str, inputs: list[Any], outputs: list[Any], nodes: list[Any]) -
     constants = [
         helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
         helper.make_tensor("quarter", TensorProto.FLOAT, [], [0.25]),
+        helper.make_tensor("sixteen", TensorProto.FLOAT, [], [16.0]),
+        helper.make_tensor("64th", TensorProto.FLOAT, [], [1 / 64]),
         helper.make_tensor("end", TensorProto.INT64, [], [-1]),
         helper.make_tensor("rows", TensorProto.INT64, [1], [1]),
         helper.make_tensor("by_row", TensorProto.INT64, [2], [-1, 1]),

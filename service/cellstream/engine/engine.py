@@ -367,7 +367,11 @@ def _slots(feeds: Sequence[Feed]) -> NDArray[np.int64]:
 
 
 def _rows_not_finite(results: Buffers) -> set[int]:
-    """The rows that have an output or a state that is not finite."""
+    """The rows that have an output, or a state after the last step, that is not finite.
+
+    A state that leaves the finite numbers in the middle of a call is seen at its end: what is computed from
+    NaN or an infinity by sums and products, as a state from the one before it, is not finite either.
+    """
     # One pass and no array of flags: half of what isfinite costs. A sum of squares is finite only if every
     # number is, and the other way round below 1e19.
     with np.errstate(over="ignore", invalid="ignore"):

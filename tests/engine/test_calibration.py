@@ -1,0 +1,131 @@
+"""What is learned of a graph at load, and what the engine makes of a graph with a flaw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cellstream.engine import Answer, Want
+from cellstream.engine.calibration import SelfCheck, measure_costs, self_check
+from cellstream.engine.graph import Graph, RowByRow
+from cellstream.repository import ModelVersion
+
+
+def _graph(version: ModelVersion) -> Graph:
+    return Graph(version.manifest, version.step_graph, version.head_graph)
+
+
+def _check(version: ModelVersion) -> SelfCheck:
+    return self_check(_graph(version), version.manifest, 16)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "values"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_our_graphs_depend_on_nothing_but_their_rows(cell: str, kind: str, make_model: Any) -> None:
+    """The promise that a session gets what it would get alone rests on this, on this machine."""
+    found = _check(make_model(cell, kind).version)
+    assert found.rows_independent
+    assert found.steps_independent
+
+
+def test_the_digest_names_the_numbers(make_model: Any, make_engine: Any) -> None:
+    """The same weights, the same digest, whatever the settings; other weights, another."""
+    version = make_model().version
+    digests = {_check(version).numerics_digest, _check(version).numerics_digest}
+    digests |= {
+        make_engine(version, batch_rows_max=rows, slots_max=3).numerics_digest for rows in (1, 7, 100)
+    }
+    assert len(digests) == 1
+    assert _check(make_model(poisoned=True).version).numerics_digest not in digests
+    assert _check(make_model("gru").version).numerics_digest not in digests
+
+
+@pytest.mark.parametrize(
+    ("flaw", "rows_independent", "steps_independent"),
+    [(None, True, True), ("batch", False, True), ("cuts", True, False)],
+)
+def test_flaws_are_found(
+    flaw: str | None, rows_independent: bool, steps_independent: bool, make_graph_version: Any
+) -> None:
+    """An int8 model depends on its batch, and a CPU we have not seen may: it has to be noticed at load."""
+    found = _check(make_graph_version(flaw))
+    assert found.rows_independent is rows_independent
+    assert found.steps_independent is steps_independent
+
+
+@pytest.mark.parametrize("flaw", ["batch", "cuts"])
+def test_a_session_gets_what_it_gets_alone_from_a_graph_with_a_flaw(
+    flaw: str, make_graph_version: Any, make_engine: Any, feed_of: Any
+) -> None:
+    """`exact` serves it row by row, or step by step, and says so: slower, and right."""
+    engine = make_engine(make_graph_version(flaw))
+    assert engine.row_by_row is (flaw == "batch")
+    heard = []
+    for row in range(3):
+        frames = np.arange(1, 8, dtype=np.float32)[:, np.newaxis] * 4 * (row + 1)
+        feed, waiter = feed_of(
+            engine.take_slot(), frames, Answer(Want.EVERY_STEP, 0, log_probabilities=True, states=False)
+        )
+        engine.submit(feed)
+        heard.append(waiter)
+    while engine.turn() is not None:
+        engine.check_integrity()
+    for row, waiter in enumerate(heard):
+        found = np.concatenate([progress.outputs["prediction"] for progress in waiter.progress])
+        assert found.tolist() == [[step * (row + 1)] for step in range(1, 8)]
+
+
+def test_costs_are_measured_up_to_the_first_that_takes_too_long(make_model: Any) -> None:
+    """A heavy model must not spend its start on batches that it will never run."""
+    version = make_model().version
+    ticks = iter(range(10_000))
+
+    def measure(call_seconds_max: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        costs = measure_costs(
+            _graph(version),
+            version.manifest,
+            batch_rows_max=100,
+            call_seconds_max=call_seconds_max,
+            clock=lambda: next(ticks) / 1000,
+        )
+        return costs.rows, costs.seconds
+
+    assert measure(0.002) == ((1, 8, 64, 100), pytest.approx((0.001,) * 4))
+    assert measure(0.0005) == ((1,), pytest.approx((0.001,)))
+
+
+def test_a_clock_that_stands_still_gives_costs(make_model: Any) -> None:
+    """Tests of the whole service serve on a clock that they move."""
+    version = make_model().version
+    costs = measure_costs(
+        _graph(version), version.manifest, batch_rows_max=4, call_seconds_max=0.01, clock=lambda: 5.0
+    )
+    assert costs.rows == (1, 4)
+    assert all(seconds > 0 for seconds in costs.seconds)
+
+
+def test_row_by_row_is_the_same_graph(make_model: Any) -> None:
+    """For a graph without a flaw, bit for bit: outputs, states, gates and head, of any rows and steps."""
+    version = make_model().version
+    graph = _graph(version)
+    alone = RowByRow(version.manifest, _graph(version))
+    random = np.random.default_rng(0)
+    for rows, steps, gates in [(3, 1, True), (5, 4, False), (1, 2, True)]:
+        tokens = random.integers(0, 11, (steps, rows))
+        states = [random.normal(size=(rows, 2, 8)).astype(np.float32) for _ in range(2)]
+        results = []
+        for each in (graph, alone):
+            buffers = each.buffers(rows, steps, gates)
+            buffers.inputs[:] = tokens
+            for bound, state in zip(buffers.states, states, strict=True):
+                bound[:] = state
+            each.run(buffers)
+            results.append(
+                [array.tobytes() for array in (buffers.results, *buffers.outputs, *buffers.states_next)]
+                + [array.tobytes() for array in buffers.gates]
+                + [each.head(states).tobytes()]
+            )
+        assert results[0] == results[1]
+        assert len(buffers.gates) == (4 if gates else 0)
