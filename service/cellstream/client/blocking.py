@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
@@ -52,18 +52,10 @@ class LoopThread:
         """Runs a coroutine on the loop, and waits for its end.
 
         Raises:
-            ConnectionLost: The loop has stopped, or this process is a fork of the one that made it: neither
-                threads nor connections survive a fork.
+            ConnectionLost: As `start`.
         """
         assert threading.current_thread() is not self.thread, "the loop cannot wait for itself"
-        if os.getpid() != self._process:
-            work.close()
-            raise ConnectionLost("this client was made before a fork: make one in each process")
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:
-            work.close()
-            raise ConnectionLost("the client was closed") from None
+        future = self.start(work)
         try:
             return future.result()
         except CancelledError:
@@ -71,6 +63,22 @@ class LoopThread:
         except BaseException:
             future.cancel()  # Ctrl-C in the middle of the wait; to what has ended already it does nothing.
             raise
+
+    def start(self, work: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Runs a coroutine on the loop, behind what was started before.
+
+        Raises:
+            ConnectionLost: The loop has stopped, or this process is a fork of the one that made it: neither
+                threads nor connections survive a fork.
+        """
+        if os.getpid() != self._process:
+            work.close()
+            raise ConnectionLost("this client was made before a fork: make one in each process")
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise ConnectionLost("the client was closed") from None
 
     def stop(self) -> None:
         """Ends the loop, with all that it runs, and its thread. Again, or in a fork: nothing."""
@@ -121,8 +129,9 @@ def _iterating(
             while (item := twin._thread.call(_next_of(items))) is not None:
                 yield item
         finally:
+            # Not waited for: an iterator may be collected on any thread, the loop's own too.
             with contextlib.suppress(ConnectionLost):  # closed meanwhile: then the items are, too
-                twin._thread.call(_close(items))
+                twin._thread.start(_close(items))
 
     return call
 
@@ -203,9 +212,9 @@ class BlockingGeneration(Twin[Generation], Iterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
-        # Let go of on this thread, but a call may only be cancelled on its own.
+        # A call may only be cancelled on its own loop; not waited for, as this may be any thread, its too.
         with contextlib.suppress(ConnectionLost):
-            self.close()
+            self._thread.start(self._inner.aclose())
 
 
 class BlockingSession(Twin[Session]):

@@ -57,7 +57,7 @@ class Connection:
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._conversation: Conversation | None = None
-        self._closed = False
+        self.closed = False
 
     @property
     def channel(self) -> grpc.aio.Channel:
@@ -66,7 +66,7 @@ class Connection:
         Raises:
             ConnectionLost: The client is closed.
         """
-        if self._closed:
+        if self.closed:
             raise ConnectionLost("the client was closed")
         if self._channel is None:
             options = _channel_options(self.settings)
@@ -119,7 +119,7 @@ class Connection:
 
     async def close(self) -> None:
         """Ends the conversation, then the channel. Again: nothing."""
-        self._closed = True
+        self.closed = True
         if self._conversation is not None:
             await self._conversation.close()
         if self._channel is not None:

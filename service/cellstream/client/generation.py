@@ -39,7 +39,7 @@ class SamplingOptions(TypedDict, total=False):
         top_k: Draw among this many most likely; 0, or not told: all.
         top_p: Draw among the most likely that hold this much probability; 1 unless told.
         seed: The same seed, state and request give the same tokens; drawn by the server unless told.
-        stop: Texts that end it; absorbed, not sent.
+        stop: A text, or several, that end it; absorbed, not sent.
     """
 
     max_tokens: int
@@ -47,7 +47,7 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     seed: int
-    stop: Sequence[str]
+    stop: str | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +205,23 @@ def generate_request(
         GenerationInvalid: A number is not one that its field can hold.
         TokenOutOfRange: An id of the prompt is negative or beyond 32 bits.
     """
-    request = pb.GenerateRequest(session_id=session_id, model=model, version=version, mode=mode)
-    request.max_tokens = MAX_TOKENS
+    stop = sampling.get("stop", ())
+    request = pb.GenerateRequest(
+        session_id=session_id,
+        model=model,
+        version=version,
+        mode=mode,
+        stop=[stop] if isinstance(stop, str) else stop,
+    )
     try:
-        request.MergeFrom(pb.GenerateRequest(**sampling))
+        request.max_tokens = sampling.get("max_tokens", MAX_TOKENS)
+        request.top_k = sampling.get("top_k", 0)
+        if "temperature" in sampling:
+            request.temperature = sampling["temperature"]
+        if "top_p" in sampling:
+            request.top_p = sampling["top_p"]
+        if "seed" in sampling:
+            request.seed = sampling["seed"]
     except ValueError as error:
         raise GenerationInvalid(f"a setting of the generation is out of range: {error}") from error
     if isinstance(prompt, str):

@@ -222,7 +222,27 @@ class Hold:
         return SessionClosed(f"{self.label} was closed here", position=self.ledger.position)
 
     async def _attach(self, message: pb.Open, timeout_seconds: float | None) -> None:
-        """Opens a handle on the shared stream; called under the lock."""
+        """Opens a handle on the shared stream; called under the lock.
+
+        Where the connection turns out to be dead it tries again, as long as a call waits for a connection: a
+        channel learns of its own end a moment after its streams do. An Open may be repeated, for it applies
+        nothing; only one that must create the session may not.
+        """
+        loop, settings = asyncio.get_running_loop(), self._connection.settings
+        give_up_at = loop.time() + settings.connect_timeout_seconds
+        pause_seconds = 0.01
+        async with bounded(timeout_seconds or settings.timeout_seconds, "an open"):
+            while True:
+                try:
+                    return await self._attach_once(message)
+                except ConnectionLost:
+                    too_late = self._connection.closed or loop.time() + pause_seconds >= give_up_at
+                    if too_late or message.mode == pb.MODE_CREATE:
+                        raise
+                await asyncio.sleep(pause_seconds)
+                pause_seconds *= 2
+
+    async def _attach_once(self, message: pb.Open) -> None:
         conversation = self._connection.conversation()
         self._conversation = conversation
         self._opening = asyncio.get_running_loop().create_future()
@@ -232,8 +252,7 @@ class Hold:
         conversation.outbox.open(self.key, numbered)
         conversation.wake()
         try:
-            async with bounded(timeout_seconds or self._connection.settings.timeout_seconds, "an open"):
-                await self._opening
+            await self._opening
         except BaseException:
             # It may yet be opened, and nobody would feed it: whatever comes is let go of.
             conversation.leave(self.handle)
