@@ -265,9 +265,15 @@ class Interleavings(RuleBasedStateMachine):
         self.registry.reset(client.stream, number)
 
     @precondition(lambda self: self.in_use())
-    @rule(data=st.data(), keep=st.booleans(), again=st.booleans(), mode=st.sampled_from(list(Mode)))
-    def close(self, data: st.DataObject, keep: bool, again: bool, mode: Mode) -> None:
-        """Close a handle, and perhaps open its session again, behind the Close."""
+    @rule(
+        data=st.data(),
+        keep=st.booleans(),
+        again=st.booleans(),
+        rival=st.booleans(),
+        mode=st.sampled_from(list(Mode)),
+    )
+    def close(self, data: st.DataObject, keep: bool, again: bool, rival: bool, mode: Mode) -> None:
+        """Close a handle; perhaps open its session again, behind the Close; perhaps a rival opens it then."""
         client, number = data.draw(st.sampled_from(self.in_use()))
         assert client.stream is not None
         session = client.stream.handles[number].session
@@ -277,6 +283,11 @@ class Interleavings(RuleBasedStateMachine):
             takeovers = client.takeovers
             self.registry.open(client.stream, free[0], _open(session.id, mode))
             assert client.takeovers == takeovers, "an Open behind a Close waits for it"
+        other = self.clients[1 - self.clients.index(client)]
+        assert other.stream is not None
+        free = [number for number in range(3) if number not in other.stream.handles]
+        if rival and free and session is not None:
+            self.registry.open(other.stream, free[0], _open(session.id, mode))
 
     @rule(who=CLIENTS, number=HANDLES, keep=st.booleans())
     def misuse(self, who: int, number: int, keep: bool) -> None:
@@ -306,7 +317,7 @@ class Interleavings(RuleBasedStateMachine):
         assert stream is not None
         (self.registry.resume if stream.paused else self.registry.pause)(stream)
 
-    @rule(seconds=st.sampled_from([1.0, WAIT_SECONDS, IDLE_SECONDS]))
+    @rule(seconds=st.sampled_from([1.0, WAIT_SECONDS, 0.8 * IDLE_SECONDS]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
         before = {session.id for session in self.registry}
@@ -380,5 +391,5 @@ def test_each_session_gets_what_it_would_get_alone(tiny: Path, alone: Any) -> No
 
     Machine.alone = alone(version.directory)
     run_state_machine_as_test(
-        Machine, settings=hypothesis_settings(max_examples=300, stateful_step_count=50, deadline=None)
+        Machine, settings=hypothesis_settings(max_examples=200, stateful_step_count=50, deadline=None)
     )
