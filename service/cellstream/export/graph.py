@@ -5,8 +5,9 @@ network unrolled through time, with log-softmax inside and the gates as outputs.
 those of the manifest. It is written with `onnx.helper` and not by an exporter of PyTorch, because those bake
 the number of steps in without a word, and have written the GRU with a wrong equation.
 
-Copying the gates out costs 4 to 20 % of a step (LSTM 2 × 256, B 1 to 64, T 1 to 8), so a switch,
-`with_gates`, says whether they are wanted; switched off it costs at most 2.5 %.
+Copying the gates out costs 3 to 22 % of a step (LSTM 2 × 256, B 1 to 64, T 1 to 8), so a switch,
+`with_gates`, says whether they are wanted. Switched off it costs about 4 µs a call: 2 to 3 % at B = 1, lost
+in the noise at B = 64.
 
 Bits matter here. Every product is a Gemm whose right side is a constant of the main graph, which ONNX Runtime
 packs once at load: so a row's result does not depend on the rows beside it (`proof.py` sees to it).
