@@ -1,13 +1,16 @@
 """Connections that break in the middle of things: a real wire that is cut, a real server that is killed."""
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from cellstream import (
+    CellstreamError,
     Client,
     ClientSettings,
     ConnectionLost,
@@ -229,3 +232,50 @@ async def test_a_feed_that_would_end_the_stream_is_not_sent(client: Client) -> N
             await session.predict("x" * (5 << 20))
         assert (await other.predict("a")).position == 1
         assert (await session.predict("a")).position == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_breaks_each_token_is_applied_once(
+    wire: Any, server: RunningServer, seed: int
+) -> None:
+    """The promise itself: resend from the position that is told, and the state is the one of an unbroken run.
+
+    Feeds are pipelined, waits given up, the wire deafened and cut, all by chance; no error is looked at but
+    to go on from `session.position`.
+    """
+    random = Random(seed)
+    tokens = [random.randrange(256) for _ in range(400)]
+    broken = 0
+    async with Client(wire.target) as client, client.session("alice", want="none") as session:
+        while (at := session.position) < len(tokens):
+            pending = []
+            try:
+                for _ in range(random.randrange(1, 5)):
+                    size = random.randrange(1, 6)
+                    pending.append(await session.send(tokens[at : at + size]))
+                    at += size
+                    wire.deaf = random.random() < 0.1
+                    if at >= len(tokens):
+                        break
+            except CellstreamError:
+                broken += 1
+            await asyncio.sleep(random.choice([0, 0, 0.001, 0.003]))
+            if wire.deaf or random.random() < 0.1:
+                wire.cut()
+            if pending and random.random() < 0.1:
+                pending[-1].give_up()
+            for one in pending:
+                try:
+                    await one
+                except (CellstreamError, asyncio.CancelledError):
+                    broken += 1
+        while session.position == len(tokens):
+            with contextlib.suppress(ConnectionLost):
+                broken_reply = await session.predict("x", want="last", log_probabilities=True, states=True)
+    async with Client(server.target) as client, client.session() as session:
+        await session.predict(tokens)
+        alone = await session.predict("x", log_probabilities=True, states=True)
+    assert broken, "nothing broke, so nothing was shown"
+    for column in ("outputs", "states"):
+        for name, array in getattr(alone, column).items():
+            assert getattr(broken_reply, column)[name].tobytes() == array.tobytes()
