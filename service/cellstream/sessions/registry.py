@@ -24,9 +24,11 @@ from cellstream.errors import (
     HandleUnknown,
     InternalError,
     ModelMismatch,
+    NonFinite,
     PositionMismatch,
     QueueTimeout,
     RequestError,
+    ServerError,
     SessionClosed,
     SessionExists,
     SessionExpired,
@@ -538,6 +540,7 @@ class Registry:
             return  # let go of while this call was being settled
         if progress.error is not None:
             handle.failed = True
+            self._log_failure(handle, queued, progress.error)
         try:
             handle.stream.listener.result(handle, queued, progress)
         finally:  # a listener that raises has its feed ended all the same
@@ -549,8 +552,15 @@ class Registry:
 
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
         handle.stream.queued_tokens -= queued.size
+        self._log_failure(handle, queued, error)
         failed = Progress(position=handle.position, done=True, error=error)
         handle.stream.listener.result(handle, queued, failed)
+
+    def _log_failure(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
+        """Log a feed's failure: aloud what an operator can mend, else only for who looks for it."""
+        told = log.warning if isinstance(error, ServerError | NonFinite | QueueTimeout) else log.debug
+        session = None if handle.session is None else self.hash(handle.session)
+        told("feed_failed", session=session, feed=queued.id, reason=error.reason, position=handle.position)
 
     # ------------------------------------------------------------ letting go
 
@@ -583,6 +593,7 @@ class Registry:
         self._detach(handle)
         for queued in unapplied:
             if isinstance(queued, QueuedFeed):
+                self._log_failure(handle, queued, error)
                 failed = Progress(position=position, done=True, error=error)
                 stream.listener.result(handle, queued, failed)
         stream.remember(handle.number, error, self._settings.stream_handles_max)
