@@ -27,7 +27,7 @@ from cellstream.api.predict import PredictStream
 from cellstream.api.status import Teller
 from cellstream.api.turns import Turns
 from cellstream.engine import Engine
-from cellstream.errors import Draining, PortInUse
+from cellstream.errors import Draining, ManifestInvalid, PortInUse
 from cellstream.metrics import Census, Metrics, MetricsServer, ModelCensus, make_metrics_server
 from cellstream.repository import ModelVersion, Repository
 from cellstream.sessions import Catalogue, Handle, Input, Registry, Served
@@ -324,12 +324,18 @@ def _load_version(
         clock=clock,
         on_waiter_error=waiter_failed,
     )
+    tokenizer = None if version.tokenizer is None else load_tokenizer(version.tokenizer)
+    if tokenizer is not None and tokenizer.vocabulary_size != version.manifest.input.vocabulary_size:
+        raise ManifestInvalid(
+            f"{version.tokenizer}: expected a tokeniser of {version.manifest.input.vocabulary_size} tokens, found "
+            f"one of {tokenizer.vocabulary_size}."
+        )
     served = Served(
         manifest=version.manifest,
         manifest_digest=version.manifest_digest,
         card=version.load_card(),
         engine=engine,
-        tokenizer=None if version.tokenizer is None else load_tokenizer(version.tokenizer),
+        tokenizer=tokenizer,
     )
     log.info(
         "model_loaded", model=served.name, version=served.version, numerics_digest=engine.numerics_digest
