@@ -17,6 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from cellstream.cli.console import complain
@@ -123,7 +124,7 @@ def _unavailable(name: str, error: ModuleNotFoundError) -> Callable[..., None]:
     def command() -> None:
         raise error
 
-    command.__doc__ = _extra_missing(name, error).message
+    command.__doc__ = escape(_extra_missing(name, error).message)
     return command
 
 

@@ -12,7 +12,7 @@ from cellstream.cli.options import TARGET, AsJson
 
 
 def command(
-    target: Annotated[str, typer.Argument(help="Where the server is.", metavar="[HOST:PORT]")] = TARGET,
+    target: Annotated[str, typer.Argument(help="Where the server is.", metavar="HOST:PORT")] = TARGET,
     timeout: Annotated[
         float, typer.Option(help="How long to wait for the answer, in seconds.", min=0.01)
     ] = 5.0,

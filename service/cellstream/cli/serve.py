@@ -56,13 +56,19 @@ def _with_settings(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _help(field: FieldInfo) -> str:
+    choices = f" One of {', '.join(get_args(field.annotation))}." if _is_choice(field.annotation) else ""
     default = "" if field.default is None else f" [default: {field.default}]"
-    return escape(f"{field.description}{default}")
+    return escape(f"{field.description}{choices}{default}")
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal
 
 
 def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
+    # Short, or on 80 columns there is no room for the names of the flags.
+    if _is_choice(kind):
+        return "CHOICE"
     return {int: "INTEGER", float: "NUMBER", Path: "DIRECTORY"}.get(kind, "TEXT")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="Only the session of this name.", metavar="[NAME]", show_default=False)
+        str, typer.Argument(help="Only the session of this name.", metavar="NAME", show_default=False)
     ] = "",
     close: Annotated[bool, typer.Option("--close", help="End it; who holds it is told.")] = False,
     limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
