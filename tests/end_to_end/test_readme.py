@@ -52,7 +52,7 @@ async def test_the_first_block_is_ten_lines_of_stubs_whose_second_call_goes_on(s
     for row in rows:
         assert row
         assert row[3] == repr(chr(int(row[2])))
-    # The anonymous session and alice's heard the same, so they say the same: across calls, and across streams.
+    # The anonymous session and alice heard the same, so they say the same: across calls and across streams.
     assert lines[:2] == lines[2:]
 
 

@@ -327,7 +327,8 @@ def _load_version(
     tokenizer = None if version.tokenizer is None else load_tokenizer(version.tokenizer)
     if tokenizer is not None and tokenizer.vocabulary_size != version.manifest.input.vocabulary_size:
         raise ManifestInvalid(
-            f"{version.tokenizer}: expected a tokeniser of {version.manifest.input.vocabulary_size} tokens, found "
+            f"{version.tokenizer}: expected a tokeniser of {version.manifest.input.vocabulary_size} tokens, "
+            "found "
             f"one of {tokenizer.vocabulary_size}."
         )
     served = Served(
