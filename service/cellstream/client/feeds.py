@@ -58,7 +58,7 @@ class AnswerOptions(TypedDict, total=False):
     gates: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Encoded:
     """An input, ready for the wire: one of the three is set, and `size_bytes` is no less than its bytes."""
 

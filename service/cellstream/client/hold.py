@@ -74,6 +74,7 @@ class Hold:
         self._lock = asyncio.Lock()  # one opening or letting go at a time
         self._opening: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def conversation(self) -> Conversation | None:
@@ -173,6 +174,29 @@ class Hold:
             self._loan = None
             if position is not None:
                 self.ledger.position = position
+
+    # ------------------------------------------------------------ silence
+
+    def watch(self, deadline: float) -> None:
+        """Has it noticed if a feed is still unanswered at a time of the loop's clock.
+
+        One alarm for all feeds, mostly set already and found out to be early when it rings: a timer for each
+        feed would be set and cancelled for nothing, at a notable part of what a feed costs here.
+        """
+        if self._alarm is None or deadline < self._alarm.when():
+            self._unwatch()
+            self._alarm = asyncio.get_running_loop().call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        deadline = self.ledger.expire(asyncio.get_running_loop().time())
+        if deadline is not None:
+            self.watch(deadline)
+
+    def _unwatch(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     # ------------------------------------------------------------ what the conversation tells
 
@@ -299,6 +323,7 @@ class Hold:
             return  # It was not held, and stands where it stood.
         self.standing = Standing.AWAY if may_return and self._name else Standing.GONE
         self._gone = None if self.standing is Standing.AWAY else error
+        self._unwatch()
         self.ledger.fail_all(error)
         if self._closing is not None and not self._closing.done():
             self._closing.set_exception(copy.copy(error))

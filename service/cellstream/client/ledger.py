@@ -20,7 +20,7 @@ from collections import deque
 from cellstream.client.pending import Pending
 from cellstream.client.reply import read_result
 from cellstream.client.status import from_status
-from cellstream.errors import CellstreamError, FeedAfterFailure
+from cellstream.errors import CellstreamError, ConnectionLost, FeedAfterFailure
 from cellstream.v1 import prediction_pb2 as pb
 
 
@@ -110,9 +110,27 @@ class Ledger:
             self.forget_failure()  # of feeds before it, told meanwhile
             reset.set_result(None)
 
-    def silent(self, pending: Pending) -> None:
-        """Notes that a feed was given up because the server said nothing about it."""
-        self._note_failure(pending)
+    def expire(self, now: float) -> float | None:
+        """Fails the feeds about which the server has been silent for too long.
+
+        Args:
+            now: The time, by the loop's clock, in seconds.
+
+        Returns:
+            When to look again; None: nothing waits.
+        """
+        waiting = [pending for pending in self._in_flight.values() if not pending.done()]
+        for pending in waiting:
+            if pending.deadline <= now:
+                pending.fail(
+                    ConnectionLost(
+                        f"no word about a feed for {pending.timeout_seconds:g} s; it may have been applied",
+                        position=self.position,
+                        unanswered=len(self._in_flight),
+                    )
+                )
+                self._note_failure(pending)
+        return min((pending.deadline for pending in waiting if not pending.done()), default=None)
 
     def fail_all(self, error: CellstreamError) -> None:
         """Fails all that is in flight: nothing more will be heard of it."""

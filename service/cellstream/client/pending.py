@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
 from cellstream.client.reply import Reply, join_replies
-from cellstream.errors import CellstreamError, ConnectionLost
+from cellstream.errors import CellstreamError
 
 
 class Pending:
@@ -18,35 +18,20 @@ class Pending:
     Args:
         loop: The running loop.
         timeout_seconds: How long the server may be silent about this feed.
-        on_silence: Called if it is silent for longer, after the feed has failed.
     """
 
-    __slots__ = (
-        "_future",
-        "_loop",
-        "_on_part",
-        "_on_silence",
-        "_parts",
-        "_timeout_seconds",
-        "_timer",
-        "seen",
-    )
+    __slots__ = ("_future", "_loop", "_on_part", "_parts", "deadline", "seen", "timeout_seconds")
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        timeout_seconds: float,
-        on_silence: Callable[[Pending], None],
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_seconds: float) -> None:
         self.seen = False
         """Whether the caller has been given the answer or the error, or has given it up."""
+        self.timeout_seconds = timeout_seconds
+        self.deadline = loop.time() + timeout_seconds
+        """When the server will have been silent for too long, by the loop's clock."""
         self._loop = loop
         self._future: asyncio.Future[Reply] = loop.create_future()
         self._parts: list[Reply] = []
         self._on_part: Callable[[Reply], None] | None = None
-        self._on_silence = on_silence
-        self._timeout_seconds = timeout_seconds
-        self._timer = loop.call_later(timeout_seconds, self._expire)
 
     def __await__(self) -> Generator[object, None, Reply]:
         try:
@@ -78,12 +63,10 @@ class Pending:
     def give_up(self) -> None:
         """Stops waiting, whatever the answer is or will be."""
         self.seen = True
-        self._timer.cancel()
         self._future.cancel()
 
     def answer(self, part: Reply, *, done: bool) -> None:
         """Takes a part of the answer, the last one if `done`."""
-        self._timer.cancel()
         if self._on_part is not None:
             self._on_part(part)
         elif self._parts or not done:
@@ -91,25 +74,14 @@ class Pending:
         if done:
             self._future.set_result(join_replies(self._parts) if self._parts else part)
         else:
-            self._timer = self._loop.call_later(self._timeout_seconds, self._expire)
+            self.deadline = self._loop.time() + self.timeout_seconds
 
     def fail(self, error: CellstreamError) -> None:
         """Ends it with an error."""
-        self._timer.cancel()
         self._future.set_exception(error)
         # Looked at here, so that asyncio does not log it as never retrieved: a failure that nobody awaits
         # is not silent, for no later feed is sent until it has been seen.
         self._future.exception()
-
-    def _expire(self) -> None:
-        if not self._future.done():
-            self.fail(
-                ConnectionLost(
-                    f"no word about a feed for {self._timeout_seconds:g} s; it may have been applied",
-                    waited_seconds=self._timeout_seconds,
-                )
-            )
-            self._on_silence(self)
 
 
 class Parts(AsyncIterator[Reply]):

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cellstream.v1 import prediction_pb2 as pb
 
+_NO_SCORES = np.empty(0, np.float32)
+_NO_SCORES.flags.writeable = False  # all replies share it
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reply:
@@ -72,10 +75,10 @@ def read_result(result: pb.Result) -> Reply:
         steps,
         np.fromiter(said.top_ids, np.int64, steps * top_k).reshape(steps, top_k),
         np.fromiter(said.top_log_probabilities, np.float32, steps * top_k).reshape(steps, top_k),
-        np.fromiter(said.scores, np.float32, len(said.scores)),
-        _read_tensors(said.outputs),
-        _read_tensors(said.states),
-        _read_tensors(said.gates),
+        np.fromiter(said.scores, np.float32, len(said.scores)) if said.scores else _NO_SCORES,
+        _read_tensors(said.outputs) if said.outputs else {},
+        _read_tensors(said.states) if said.states else {},
+        _read_tensors(said.gates) if said.gates else {},
     )
 
 

@@ -279,8 +279,9 @@ class Session:
                 break
         conversation.outbox.feed(self._hold.key, self._hold.handle, feed_id, position, encoded, wanted)
         conversation.wake()
-        pending = Pending(asyncio.get_running_loop(), timeout_seconds, self._ledger.silent)
+        pending = Pending(asyncio.get_running_loop(), timeout_seconds)
         self._ledger.sent(feed_id, pending)
+        self._hold.watch(pending.deadline)
         return pending
 
     async def reset(self, *, timeout_seconds: float | None = None) -> None:
