@@ -137,7 +137,7 @@ def test_ctrl_c_ends_with_the_summary_and_130(start: Start, server: Any) -> None
     assert ran.wait(timeout=30) == 130
     assert ran.stderr is not None
     told = ran.stderr.read()
-    assert told.startswith("1 lines, 5 characters.\n")
+    assert told.startswith("1 line, 5 characters.\n")
     assert len(told.splitlines()) == 2
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from cellstream.cli.views import bits_by_character, visible
+from cellstream.cli.console import visible
+from cellstream.cli.views import bits_by_character
 
 
 def test_the_bits_of_a_character_are_those_of_its_bytes_together() -> None:

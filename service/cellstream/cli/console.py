@@ -39,6 +39,24 @@ def note(message: str) -> None:
     console(stderr=True).print(message, soft_wrap=True)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def visible(text: str) -> str:
+    """Text with a sign for what cannot be seen, or what would steer the terminal."""
+    return "".join(map(_sign, text))
+
+
+def _sign(character: str) -> str:
+    if character.isprintable() or character == "\t":
+        return character
+    if character == "\n":
+        return "↵"
+    return chr(0x2400 + ord(character)) if character < " " else "·"
+
+
 def print_json(value: Any, *, stderr: bool = False) -> None:
     """Print one value on one line, for programs, at once."""
     print(json.dumps(value, ensure_ascii=False), file=sys.stderr if stderr else sys.stdout, flush=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cellstream.cli.console import console, note, print_json
+from cellstream.cli.console import console, count, note, print_json, visible
 from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, split_model
 from cellstream.cli.timing import Timing
 
@@ -83,7 +83,7 @@ async def _generate(
         try:
             async for piece in generation:
                 if not (tokens or as_json):
-                    console().print(escape(prompt), style="bold", end="", soft_wrap=True)
+                    console().print(escape(_shown(prompt)), style="bold", end="", soft_wrap=True)
                 now = time.perf_counter()
                 timing.add(now - asked)
                 asked = now
@@ -91,10 +91,15 @@ async def _generate(
                 if as_json:
                     print_json({"text": piece.text, "ids": piece.ids, "position": piece.position})
                 else:
-                    print(piece.text, end="", flush=True)
+                    print(_shown(piece.text), end="", flush=True)
         finally:
             if tokens:
                 _summarise(generation, tokens, timing, as_json=as_json)
+
+
+def _shown(text: str) -> str:
+    """As it is into a file or a pipe; on a terminal without what would steer it."""
+    return "\n".join(map(visible, text.split("\n"))) if sys.stdout.isatty() else text
 
 
 def _summarise(generation: Generation, tokens: int, timing: Timing, *, as_json: bool) -> None:
@@ -105,7 +110,6 @@ def _summarise(generation: Generation, tokens: int, timing: Timing, *, as_json: 
     print(flush=True)
     why = {"length": "all that was asked for", "stop": "a stop text came"}
     ended = why.get(generation.finish_reason or "", "interrupted")
-    note(
-        f"[dim]{tokens:,} tokens ({ended}), {tokens / timing.seconds:,.0f} a second, {timing} a piece; "
-        f"seed {generation.seed}, position {generation.position:,}.[/dim]"
-    )
+    made = f"{count(tokens, 'token')} ({ended}), {tokens / timing.seconds:,.0f} a second"
+    seed = f"seed {generation.seed}, position {generation.position:,}"
+    note(f"[dim]{made}, {timing} a piece; {seed}.[/dim]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cellstream.cli.console import note, print_json
+from cellstream.cli.console import count, note, print_json
 from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, split_model
 from cellstream.cli.standard_input import StandardInput
 from cellstream.cli.timing import Timing
@@ -124,7 +124,9 @@ class _Run:
             print_json(summary, stderr=True)
             return
         bits = f": {found['bits']:,.1f} bits, {found['bits_per_character']:.3f} a character" if found else ""
-        note(f"[dim]{self._lines:,} lines, {self._characters:,} characters{bits}.[/dim]")
+        heard = f"{count(self._lines, 'line')}, {count(self._characters, 'character')}"
+        note(f"[dim]{heard}{bits}.[/dim]")
         note(f"[dim]{self._timing} a line; the session is at position {position:,}.[/dim]")
         if bad:
-            note(f"[yellow]{bad:,} bytes were not UTF-8, and were sent as \ufffd.[/yellow]")
+            were = "was" if bad == 1 else "were"
+            note(f"[yellow]{count(bad, 'byte')} {were} not UTF-8, and {were} sent as \ufffd.[/yellow]")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from cellstream.cli.console import console, print_json
+from cellstream.cli.console import console, print_json, visible
 
 if TYPE_CHECKING:
     from cellstream.client import AnswerOptions, Reply
@@ -181,19 +181,6 @@ def bits_by_character(text: str, bits: NDArray[np.float32]) -> NDArray[np.float3
     if lengths.sum() == len(bits):
         return np.add.reduceat(bits, np.cumsum(lengths) - lengths)
     return np.full(len(text), bits.sum() / len(text), dtype=np.float32)
-
-
-def visible(text: str) -> str:
-    """Text with a sign for what cannot be seen, or what would steer the terminal."""
-    return "".join(map(_sign, text))
-
-
-def _sign(character: str) -> str:
-    if character.isprintable() or character == "\t":
-        return character
-    if character == "\n":
-        return "↵"
-    return chr(0x2400 + ord(character)) if character < " " else "·"
 
 
 def _style(bits: float) -> str:
