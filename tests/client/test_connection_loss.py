@@ -165,6 +165,27 @@ async def test_silence_has_a_bound_and_late_answers_are_found_out(process: Any) 
             assert bob.position == 0
 
 
+async def test_a_silent_server_is_noticed_by_its_connection(process: Any) -> None:
+    """A machine that vanished closes no connection; pings that go unanswered tell, long before a time-out."""
+    settings = ClientSettings(keepalive_seconds=0.2, keepalive_timeout_seconds=0.2, timeout_seconds=60)
+    async with Client(process.target, settings=settings) as client, client.session("alice") as session:
+        await session.predict("abc")
+        process.send(signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            with pytest.raises(ConnectionLost, match="UNAVAILABLE"):
+                await session.predict("d")
+        process.send(signal.SIGCONT)
+
+
+async def test_leaving_a_session_whose_wire_was_cut_is_no_error(wire: Any, client: Client) -> None:
+    """The end of its stream does the same to a session as a close does."""
+    async with Client(wire.target) as cut, cut.session("alice") as named, cut.session():
+        await named.predict("abc")
+        wire.cut()
+    async with client.session("alice") as named:
+        assert named.position == 3
+
+
 async def test_leaving_a_silent_server_ends_too(process: Any) -> None:
     """`async with` must not hang because the other side does."""
     client = Client(process.target, settings=QUICK)

@@ -474,3 +474,5 @@ def test_a_mode_that_is_none_is_refused_at_once() -> None:
     """A typing mistake should not travel."""
     with pytest.raises(ValueError, match="attach_or_create"):
         Client("localhost:1").session("alice", mode="attatch")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="attach_or_create"):
+        Client("localhost:1").generate("a", mode="attatch")  # type: ignore[arg-type]

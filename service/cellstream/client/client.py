@@ -19,7 +19,7 @@ from cellstream.client.inventory import (
     read_model,
     read_session,
 )
-from cellstream.client.session import MODES, Mode, Session
+from cellstream.client.session import Mode, Session, read_mode
 from cellstream.client.settings import ClientSettings
 from cellstream.v1 import model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
 
@@ -117,7 +117,7 @@ class Client:
         return Generation(
             self._connection,
             generate_request(
-                prompt, sampling, session_id=session_id, model=model, version=version, mode=MODES[mode]
+                prompt, sampling, session_id=session_id, model=model, version=version, mode=read_mode(mode)
             ),
             timeout_seconds or self._connection.settings.timeout_seconds,
         )

@@ -138,6 +138,8 @@ def _channel_options(settings: ClientSettings) -> list[tuple[str, Any]]:
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
         # A silent peer is noticed only where the ping itself has a time-out too.
         ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
+        # An idle stream is watched for as long as it is idle, not for two pings.
+        ("grpc.http2.max_pings_without_data", 0),
         # Without these a server that comes back is not tried again for up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),

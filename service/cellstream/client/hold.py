@@ -129,10 +129,17 @@ class Hold:
     async def leave(self, timeout_seconds: float | None = None) -> None:
         """Lets go of it, behind what is in flight; see `Session.leave`."""
         async with self._lock:
-            if self.standing is not Standing.HELD:
+            conversation = self._conversation
+            if self.standing is not Standing.HELD or conversation is None:
                 return
-            with contextlib.suppress(SessionError):  # taken over, expired or closed in the same moment
+            try:
                 await self._let_go(keep=bool(self._name), timeout_seconds=timeout_seconds)
+            except SessionError:
+                pass  # Taken over, expired or closed in the same moment: it is let go of.
+            except ConnectionLost:
+                if conversation.ended is None:
+                    raise
+                # The end of its stream does the same to a session as a close does.
 
     async def close(self, timeout_seconds: float | None = None) -> None:
         """Ends it, behind what is in flight; see `Session.close`."""

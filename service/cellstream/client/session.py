@@ -22,7 +22,7 @@ from cellstream.v1 import prediction_pb2 as pb
 Mode: TypeAlias = Literal["attach_or_create", "create", "attach"]
 """How opening treats a session that exists, or does not."""
 
-MODES: dict[str, pb.Mode.ValueType] = {
+_MODES: dict[str, pb.Mode.ValueType] = {
     "attach_or_create": pb.MODE_UNSPECIFIED,
     "create": pb.MODE_CREATE,
     "attach": pb.MODE_ATTACH,
@@ -53,6 +53,17 @@ class Ending:
     time: datetime
 
 
+def read_mode(mode: Mode) -> pb.Mode.ValueType:
+    """Makes the wire's mode of ours.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"mode is one of {', '.join(_MODES)}, not {mode!r}")
+    return _MODES[mode]
+
+
 class Session:
     """One session; made by `Client.session`.
 
@@ -69,9 +80,7 @@ class Session:
         mode: Mode,
         options: AnswerOptions,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode is one of {', '.join(MODES)}, not {mode!r}")
-        opening = pb.Open(session_id=session_id, model=model, version=version, mode=MODES[mode])
+        opening = pb.Open(session_id=session_id, model=model, version=version, mode=read_mode(mode))
         if options:
             opening.answer.CopyFrom(read_answer(options))
         self._name = session_id
