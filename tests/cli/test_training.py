@@ -1,0 +1,79 @@
+"""From a recipe to a model that can be served, by the commands that the README names."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+RECIPE = """
+name = "tale"
+
+[data]
+text = "tale.txt"
+
+[model]
+cell = "lstm"
+layers = 1
+hidden_size = 8
+embedding_size = 4
+
+[training]
+tokens = 2000
+batch_rows = 4
+window = 16
+precision = "float32"
+evaluations = 1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """A recipe of seconds, beside its text."""
+    (tmp_path / "tale.txt").write_text("Once upon a time there was a king. " * 400)
+    (tmp_path / "tale.toml").write_text(RECIPE)
+    return "tale.toml"
+
+
+def test_a_recipe_becomes_a_model(run: Run, recipe: str, tmp_path: Path) -> None:
+    """Each command prints what the next one takes: train, export, inspect."""
+    trained = run("train", recipe, "--set", "training.tokens=3000", "--set", "name=other-tale", "--json")
+    assert trained.code == 0, trained.err
+    checkpoint = trained.json()[0]["checkpoint"]
+    assert Path(checkpoint).parts[:2] == ("runs", "other-tale")
+
+    exported = run("export", checkpoint)
+    assert exported.code == 0, exported.err
+    assert exported.err.endswith("Next: cellstream serve --models models\n")
+
+    shown = run("inspect", "other-tale")
+    assert shown.code == 0, shown.err
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert lines[0] == "other-tale/1 in models/other-tale/1"
+    assert {"What it was measured at", "What its export proved"} <= set(lines)
+
+
+def test_a_wrong_recipe_says_what_was_expected(run: Run, recipe: str) -> None:
+    """Before anything is trained, and with code 1: the usage was right, the file was not."""
+    refused = run("train", recipe, "--set", "model.layers=0")
+    assert (refused.code, refused.out) == (1, "")
+    assert "model.layers" in refused.err
+    assert refused.err.endswith("(RECIPE_INVALID)\n")
+    assert run("train", "nowhere.toml").err.endswith("(RECIPE_INVALID)\n")
+
+
+def test_a_change_without_a_value_is_wrong_use(run: Run, recipe: str) -> None:
+    """Code 2, and what it should look like."""
+    refused = run("train", recipe, "--set", "training.tokens")
+    assert refused.code == 2
+    assert "KEY=VALUE" in refused.err
+
+
+def test_what_is_no_checkpoint_is_not_exported(run: Run) -> None:
+    """The message names the folder, and nothing is written."""
+    refused = run("export", "runs/nothing/checkpoint")
+    assert refused.code == 1
+    assert "runs/nothing/checkpoint" in refused.err
+    assert refused.err.endswith("(CHECKPOINT_INVALID)\n")
