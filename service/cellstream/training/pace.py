@@ -1,0 +1,90 @@
+"""In which precision, and on how many threads, this machine learns fastest just now: a trial tells.
+
+bfloat16 doubles the pace of an LSTM where the processor multiplies matrices in it, and costs time where it
+does not. Two threads nearly double it on an idle machine, and make it eight times slower where other
+processes share the cores, because each waits for the other at every step. No table knows either.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cellstream.cells.stack import FusedStack
+from cellstream.training.data import Window
+from cellstream.training.learner import Learner
+from cellstream.training.recipe import Precision, Training
+
+GAIN_MIN = 1.1
+"""How many times faster bfloat16, or more threads, must be to be worth their price."""
+
+UPDATES = 4
+"""Timed updates of each trial, about a second for all trials of a small model."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How to learn.
+
+    Attributes:
+        precision: Of the forward and the backward run.
+        threads: Of PyTorch, within one operation.
+    """
+
+    precision: Precision
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.precision} on {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+def choose_pace(model: FusedStack, training: Training, window: Window) -> Pace:
+    """Give what the recipe says; what it leaves open is tried on a copy of the model.
+
+    Args:
+        model: What will learn; it is left as it is.
+        training: The recipe's part.
+        window: What to try on.
+    """
+    precisions: list[Precision] = (
+        ["float32", "bfloat16"] if training.precision == "auto" else [training.precision]
+    )
+    cores = torch.get_num_threads()
+    threads = sorted({1, cores}) if training.threads is None else [training.threads]
+    paces = [Pace(precision, count) for precision in precisions for count in threads]
+    if len(paces) == 1:
+        return paces[0]
+    chosen, seconds = paces[0], _trial(model, training, window, paces[0])
+    for pace in paces[1:]:
+        tried = _trial(model, training, window, pace)
+        if tried * GAIN_MIN < seconds:
+            chosen, seconds = pace, tried
+    return chosen
+
+
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    """Let PyTorch use this many threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trial(model: FusedStack, training: Training, window: Window, pace: Pace) -> float:
+    """Time some updates, in seconds; the first one only sets things up."""
+    # Dropout in a trial must not change what comes after it.
+    with threads_set(pace.threads), torch.random.fork_rng(devices=[]):
+        learner = Learner(copy.deepcopy(model), training, pace.precision)
+        learner.learn(window, training.learning_rate)
+        begun = time.perf_counter()
+        for _ in range(UPDATES):
+            learner.learn(window, training.learning_rate * training.final_ratio)
+        return time.perf_counter() - begun

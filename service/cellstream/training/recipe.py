@@ -1,0 +1,177 @@
+"""What to train, on what, for how long: a TOML file, checked whole before anything runs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from cellstream.cells.config import CellKind, StackConfig
+from cellstream.errors import RecipeInvalid
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Part):
+    """What is read.
+
+    Attributes:
+        corpus: `shakespeare`: the plays and poems that `corpus.py` fetches.
+        text: A UTF-8 file of one's own instead, beside the recipe or with a path from there; its last
+            twentieth is held out, the twentieth before it is for validation.
+        tokenizer: `bytes` of UTF-8, or the `characters` that the text has.
+        validation: The works of the corpus that choose the best checkpoint.
+        heldout: The works of the corpus that nothing sees before the last measurement.
+    """
+
+    corpus: Literal["shakespeare"] | None = None
+    text: Path | None = None
+    tokenizer: Literal["bytes", "characters"] = "bytes"
+    validation: tuple[str, ...] = ()
+    heldout: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.corpus is None) == (self.text is None):
+            raise ValueError("expected either corpus or text")
+        if self.corpus and not (self.validation and self.heldout):
+            raise ValueError("expected works of the corpus for validation and for heldout")
+        if self.text and (self.validation or self.heldout):
+            raise ValueError("expected no validation and no heldout beside a text of one's own")
+        if shared := set(self.validation) & set(self.heldout):
+            raise ValueError(f"expected validation and heldout without a work in common, not {shared}")
+        return self
+
+
+class Model(_Part):
+    """The network's sizes, as in `StackConfig`; the vocabulary is the tokeniser's."""
+
+    cell: CellKind
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    embedding_size: PositiveInt
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def config(self, vocabulary_size: int) -> StackConfig:
+        """Give the whole configuration."""
+        return StackConfig(**self.model_dump(), vocabulary_size=vocabulary_size)
+
+
+class Training(_Part):
+    """How it learns.
+
+    Attributes:
+        tokens: How many tokens to learn from, repetitions counted.
+        minutes: How long to learn. Given both, what is spent first ends it; either way the learning rate
+            follows the share that is spent, so that its decay always ends whole.
+        batch_rows: Places of the text that are read at the same time.
+        window: Tokens of each place between two updates; the states are carried on.
+        learning_rate: At the end of the warm-up.
+        warmup_ratio: Share of the budget over which the learning rate rises.
+        final_ratio: The last learning rate, as a share of the highest.
+        weight_decay: Of AdamW.
+        gradient_norm_max: Longer gradients are scaled down to this.
+        precision: `float32`, `bfloat16` (autocast), or `auto`: whichever this machine trains faster with.
+        threads: Of PyTorch; None: one or all, whichever this machine trains faster with.
+        evaluations: How often validation is measured, and the best checkpoint kept.
+    """
+
+    tokens: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    batch_rows: PositiveInt = 64
+    window: PositiveInt = 64
+    learning_rate: PositiveFloat = 4e-3
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    final_ratio: float = Field(default=0.02, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_norm_max: PositiveFloat = 1.0
+    precision: Literal["auto"] | Precision = "auto"
+    threads: PositiveInt | None = None
+    evaluations: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _a_budget(self) -> Self:
+        if self.tokens is None and self.minutes is None:
+            raise ValueError("expected tokens, or minutes, or both")
+        return self
+
+
+class Recipe(_Part):
+    """All of it.
+
+    Attributes:
+        name: The model's name, and that of its directory of runs.
+        seed: Of the weights, of dropout and of the order of reading.
+        data: What is read.
+        model: The network.
+        training: How it learns.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    data: Data
+    model: Model
+    training: Training
+
+
+def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The TOML file.
+        overrides: Values that replace the file's, by dotted key: `{"training.minutes": 2}`.
+
+    Raises:
+        RecipeInvalid: It is not there, is not TOML, or a key is missing, unknown or impossible; the message
+            names each key, what was expected and what was found.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeInvalid(f"{path}: {error}") from None
+    for key, value in (overrides or {}).items():
+        *parents, last = key.split(".")
+        part = values
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_problem(one)}" for one in error.errors())
+        raise RecipeInvalid(f"{path} is no recipe:\n{problems}") from None
+    if recipe.data.text is not None:
+        data = recipe.data.model_copy(update={"text": path.parent / recipe.data.text})
+        recipe = recipe.model_copy(update={"data": data})
+    return recipe
+
+
+def _problem(error: Mapping[str, object]) -> str:
+    """One of pydantic's errors as: key, what was expected, what was found."""
+    place = error["loc"]
+    assert isinstance(place, tuple)
+    key = ".".join(map(str, place)) or "recipe"
+    match error["type"]:
+        case "missing":
+            return f"{key}: expected a value, found none"
+        case "extra_forbidden":
+            return f"{key}: expected no such key, found {error['input']!r}"
+        case "value_error":  # ours: the message says it all
+            return f"{key}: {str(error['msg']).removeprefix('Value error, ')}"
+    message = str(error["msg"]).removeprefix("Input should be ")
+    return f"{key}: expected {message}, found {error['input']!r}"
