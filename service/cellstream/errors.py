@@ -275,10 +275,15 @@ class InternalError(ServerError):
 
     reason = "INTERNAL"
 
+    @staticmethod
+    def new_id() -> str:
+        """An id by which the log is searched."""
+        return secrets.token_hex(8)
+
     @classmethod
     def with_new_id(cls) -> InternalError:
         """Make one with an id of its own, in `values["error_id"]`, for the log."""
-        error_id = secrets.token_hex(8)
+        error_id = cls.new_id()
         return cls(
             f"the server made a mistake; its operator finds the details in the log under {error_id}.",
             error_id=error_id,

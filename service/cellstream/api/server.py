@@ -165,7 +165,11 @@ class Server:
         self._sweeping.cancel()
         self.registry.drain()
         for stream in self._streams:
-            stream.cut(Draining("the server is going away; all positions that it told are final."))
+            error = Draining(
+                "the server is going away; all positions that it told are final.",
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+            stream.cut(error)
         await self._grpc.stop(grace=max(0.1, self._settings.drain_seconds - DRAIN_RESERVE_SECONDS))
         await asyncio.to_thread(self._metrics_server.close)
         log.info("drained")
@@ -257,7 +261,7 @@ class Server:
         request = rpc.parse(prediction_pb2.GenerateRequest, raw, self._settings.message_bytes_max)
         await Generation(request, self.registry, self._settings, self._metrics, self._clock).run(context)
 
-    def _load(self, source: Prompt | prediction_pb2.Feed, handle: Handle) -> Input:
+    def _load(self, source: Prompt | convert.Given, handle: Handle) -> Input:
         if isinstance(source, Prompt):
             return source.load(handle)
         assert handle.session is not None, "a feed is loaded at the head of an opened handle's queue"

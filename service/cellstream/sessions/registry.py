@@ -119,7 +119,7 @@ class Registry:
             TooManyStreams: All that the server takes are open.
         """
         if self.draining:
-            raise _draining()
+            raise self._going_away()
         if len(self.streams) >= self._settings.streams_max:
             raise TooManyStreams(
                 f"{self._settings.streams_max} streams are open, and that is all this server takes; try "
@@ -291,9 +291,9 @@ class Registry:
             for handle in list(stream.handles.values()):
                 handle.waiting_opens.clear()
                 if handle.session is None:
-                    self._refuse_handle(handle, "", _draining())
+                    self._refuse_handle(handle, "", self._going_away())
         for session in list(self):
-            self._end(session, life.Event.DRAIN, life.Cause.DRAINING, _draining())
+            self._end(session, life.Event.DRAIN, life.Cause.DRAINING, self._going_away())
 
     def _time_out(self, handle: Handle, now: float) -> None:
         """Fail the handle's feeds that have waited their longest for their first token."""
@@ -514,9 +514,9 @@ class Registry:
             handle.failed = True
             self._fail(handle, queued, refused)
             return
-        except Exception:
+        except Exception as unforeseen:
             mistake = InternalError.with_new_id()
-            log.exception("unforeseen", session=self.hash(session), **mistake.values)
+            mistake.__cause__ = unforeseen
             handle.failed = True
             self._fail(handle, queued, mistake)
             return
@@ -557,10 +557,17 @@ class Registry:
         handle.stream.listener.result(handle, queued, failed)
 
     def _log_failure(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
-        """Log a feed's failure: aloud what an operator can mend, else only for who looks for it."""
-        told = log.warning if isinstance(error, ServerError | NonFinite | QueueTimeout) else log.debug
+        """Log a feed's failure: aloud what an operator can mend, else only for who looks for it.
+
+        What is the server's own fault gets an id here, under which the log has what the wire has not.
+        """
+        told = log.warning if isinstance(error, NonFinite | QueueTimeout) else log.debug
+        found: dict[str, object] = {"feed": queued.id, "reason": error.reason, "position": handle.position}
+        if isinstance(error, ServerError):
+            found["error_id"] = error.values.setdefault("error_id", InternalError.new_id())
+            told, found["exc_info"] = log.error, error
         session = None if handle.session is None else self.hash(handle.session)
-        told("feed_failed", session=session, feed=queued.id, reason=error.reason, position=handle.position)
+        told("feed_failed", session=session, **found)
 
     # ------------------------------------------------------------ letting go
 
@@ -643,6 +650,12 @@ class Registry:
 
     # ------------------------------------------------------------ errors
 
+    def _going_away(self) -> Draining:
+        return Draining(
+            "the server is going away; open the session elsewhere, or here again when it is back.",
+            retry_after_seconds=self._settings.retry_after_seconds,
+        )
+
     def _not_in_use(self, stream: Stream, number: int) -> CellstreamError:
         if number in stream.handles:
             return HandleUnknown(
@@ -651,7 +664,3 @@ class Registry:
         return stream.former.get(number) or HandleUnknown(
             f"handle {number} is not in use on this stream; open it first.", handle=number
         )
-
-
-def _draining() -> Draining:
-    return Draining("the server is going away; open the session elsewhere, or here again when it is back.")
