@@ -86,8 +86,8 @@ class Talk:
         heard: Its items, in order, that `hear` has given out.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, **options: Any) -> None:
-        self.call = prediction_pb2_grpc.PredictionServiceStub(channel).Predict(**options)
+    def __init__(self, call: Any) -> None:
+        self.call = call
         self.messages: list[pb.PredictResponse] = []
         self.heard: list[Any] = []
         self._ahead: list[Any] = []
@@ -231,22 +231,37 @@ class Front:
         self.prediction = prediction_pb2_grpc.PredictionServiceStub(channel)
         self.session = session_pb2_grpc.SessionServiceStub(channel)
         self.model = model_pb2_grpc.ModelServiceStub(channel)
-        self.engines: dict[tuple[str, str], Engine] = {
-            (served.name, served.version): served.engine for served in self.registry.catalogue
-        }
+        self.engines = [served.engine for served in self.registry.catalogue]
 
-    def engine(self, name: str = "tiny", version: str = "1") -> Engine:
-        """The engine of a version."""
-        return self.engines[name, version]
+    def engine(self, name: str = "") -> Engine:
+        """The engine of a model's highest version; of the default model's."""
+        return self.registry.catalogue.find(name, "").engine
 
-    def brake(self, name: str = "tiny", version: str = "1") -> Brake:
-        """A brake on the engine of a version."""
-        return Brake(self.engine(name, version))
+    def brake(self, name: str = "") -> Brake:
+        """A brake on that engine."""
+        return Brake(self.engine(name))
 
     @asynccontextmanager
     async def talk(self, channel: grpc.aio.Channel | None = None, **options: Any) -> AsyncIterator[Talk]:
         """A Predict call of one's own, cancelled at the end unless it has ended."""
-        talk = Talk(channel or self.channel, **options)
+        stub = self.prediction if channel is None else prediction_pb2_grpc.PredictionServiceStub(channel)
+        talk = Talk(stub.Predict(**options))
+        try:
+            yield talk
+        finally:
+            talk.call.cancel()
+
+    @asynccontextmanager
+    async def raw_talk(self) -> AsyncIterator[Talk]:
+        """A Predict call whose `call.write` takes bytes too, whatever they are."""
+
+        def serialize(message: Any) -> bytes:
+            return message if isinstance(message, bytes) else message.SerializeToString()
+
+        method = self.channel.stream_stream(
+            "/cellstream.v1.PredictionService/Predict", serialize, pb.PredictResponse.FromString
+        )
+        talk = Talk(method())
         try:
             yield talk
         finally:
@@ -291,7 +306,7 @@ class Front:
         assert len(self.registry) == 0
         assert not self.registry.streams
         assert self.registry.held.total() == 0
-        for engine in self.engines.values():
+        for engine in self.engines:
             engine.check_integrity()
             assert engine.slots_taken == 0
             assert engine.waiting == 0
@@ -333,14 +348,17 @@ async def serve(tiny: Path, log: Log) -> AsyncIterator[Callable[..., Any]]:
 
         async def start(models: Path = tiny, **settings: Any) -> Front:
             clock = ManualClock()
-            running = await stack.enter_async_context(running_server(models, clock=clock, **settings))
+            # Few rows, because each number of them is timed at load.
+            running = await stack.enter_async_context(
+                running_server(models, clock=clock, **{"batch_rows_max": 32, **settings})
+            )
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.target))
             fronts.append(Front(running, clock, channel))
             return fronts[-1]
 
         yield start
         for front in fronts:
-            for engine in front.engines.values():
+            for engine in front.engines:
                 engine.check_integrity()
     for front in fronts:
         front.check_empty()
