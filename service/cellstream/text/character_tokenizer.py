@@ -55,7 +55,7 @@ class CharacterTokenizer:
             position, label = text.index(missing), character_label(missing)
             raise TextNotEncodable(
                 f"Character {position} of the text, {label}, is none of the {len(ids)} that the model knows.",
-                place=position,
+                position=position,
                 character=label,
             ) from None
 
