@@ -58,7 +58,7 @@ class Prompt:
         if kind == "text" and self.request.text:
             inputs = convert.load_text(self.request.text, served, self.feed_tokens_max)
         elif kind == "tokens" and self.request.tokens.ids:
-            inputs = convert.load_tokens(self.request.tokens.ids, served, self.feed_tokens_max)
+            inputs = convert.load_tokens(self.request.tokens.ids[:], served, self.feed_tokens_max)
         elif handle.position == 0:
             raise PromptEmpty(
                 "the session has absorbed nothing, and there is no prompt; send text or tokens to start from."
@@ -227,13 +227,14 @@ class Generation:
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
         """The session was let go of: nothing more will be made."""
-        if self._error is None:
-            if self._stops.stopped:
-                self._response.finish_reason = pb.FINISH_REASON_STOP
-            else:
-                self._response.finish_reason = pb.FINISH_REASON_LENGTH
-                self._add(*self._stops.finish(self._decoder.finish() if self._decoder is not None else ""))
-            self._response.position = position
+        if self._error is not None:
+            self._add(*self._stops.finish(""))  # absorbed, so whoever goes on must know it
+        elif self._stops.stopped:
+            self._response.finish_reason = pb.FINISH_REASON_STOP
+        else:
+            self._response.finish_reason = pb.FINISH_REASON_LENGTH
+            self._add(*self._stops.finish(self._decoder.finish() if self._decoder is not None else ""))
+        self._response.position = position
         self._end(self._error)
 
     def _add(self, text: str, ids: list[int]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 
 class StopTexts:
-    """Holds back text that may turn out to be the beginning of a stop text, with the tokens that made it."""
+    """Holds back text that may turn out to be the beginning of a stop text, with the tokens that made it.
+
+    Args:
+        stops: The texts; without any, nothing is held back.
+    """
 
     def __init__(self, stops: list[str]) -> None:
         self._stops = stops
         self._text = ""
         self._ends: list[tuple[int, int]] = []  # for each held token: its id, and where its text ends
+        self._unfinished: list[int] = []  # the last tokens, whose character is not whole yet
         self.stopped = False
 
     def push(self, token: int, text: str) -> tuple[str, list[int]]:
@@ -18,8 +23,16 @@ class StopTexts:
         Returns:
             The text and tokens that can be sent: all before a stop text, or all that cannot begin one.
         """
+        if not self._stops:
+            return text, [token]
+        if not text:
+            self._unfinished.append(token)  # a stop text may begin with the character that it begins
+            return "", []
+        first = len(self._text) + 1
         self._text += text
+        self._ends += [(unfinished, first) for unfinished in self._unfinished]
         self._ends.append((token, len(self._text)))
+        self._unfinished.clear()
         found = [place for stop in self._stops if (place := self._text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -27,15 +40,14 @@ class StopTexts:
         return self._release(len(self._text) - self._may_begin_one())
 
     def finish(self, text: str) -> tuple[str, list[int]]:
-        """The end came without a stop text: all that was held back, and the characters left unfinished."""
-        self._text += text
-        rest = self._text, [token for token, _ in self._ends]
-        self._text, self._ends = "", []
+        """The end came without a stop text: all that was held back, and what is left of a character."""
+        rest = self._text + text, [*(token for token, _ in self._ends), *self._unfinished]
+        self._text, self._ends, self._unfinished = "", [], []
         return rest
 
     def _may_begin_one(self) -> int:
         """The length of the longest end of the held text that begins a stop text."""
-        most = min(len(self._text), max(map(len, self._stops), default=1) - 1)
+        most = min(len(self._text), max(map(len, self._stops)) - 1)
         return next(
             (
                 length
