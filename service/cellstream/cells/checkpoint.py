@@ -134,9 +134,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         name = "metrics.json"
         record = Record(**json.loads((directory / name).read_text(encoding="utf-8")))
         name = "weights.npz"
-        with np.load(directory / name, allow_pickle=False) as arrays:
+        # numpy leaves a file open that is no archive, if it opened it itself.
+        with (directory / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights: Weights = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointInvalid(f"{directory / name}: {error}.") from error
     check_weights(config, weights, where=f"{directory / name}")
     tokenizer = load_tokenizer(directory / "tokenizer.json") if config.input == "tokens" else None

@@ -84,10 +84,11 @@ Held out whole: {heldout}.
 
 ## Training
 
-{metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in {minutes:.1f} minutes, in {pace};
-the checkpoint is from token {metrics["tokens_at_best"]:,.0f}.
+{metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in {minutes:.1f} minutes,
+{pace}; the checkpoint is from token {metrics["tokens_at_best"]:,.0f}.
 Backpropagation through {training.window} steps at {training.batch_rows} places of the text, the states
-carried on; AdamW, highest learning rate {training.learning_rate:g}, warm-up and cosine decay; gradients clipped at {training.gradient_norm_max:g}; dropout {config.dropout:g}; seed {recipe.seed}.
+carried on; AdamW, highest learning rate {training.learning_rate:g}, warm-up and cosine decay;
+gradients clipped at {training.gradient_norm_max:g}; dropout {config.dropout:g}; seed {recipe.seed}.
 
 ## How well it predicts
 
