@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,31 +63,56 @@ def load_answer(answer: pb.Answer, served: Served) -> Answer:
     )
 
 
-def load_feed(feed: pb.Feed, served: Served, default: Answer, feed_tokens_max: int) -> Input:
+@dataclass(slots=True)
+class Given:
+    """What a feed gives, taken out of its message once and not checked yet.
+
+    Attributes:
+        input: Token ids, text, or the bytes of values; None: none of them.
+        answer: What it answers with; None: what its Open says.
+    """
+
+    input: list[int] | str | bytes | None
+    answer: pb.Answer | None
+
+    @property
+    def size(self) -> int:
+        """About how many tokens it has, before it is known which model reads it."""
+        if self.input is None:
+            return 1
+        return (len(self.input) // 4 if isinstance(self.input, bytes) else len(self.input)) or 1
+
+
+def given_by(feed: pb.Feed) -> Given:
+    """What a feed gives."""
+    answer = feed.answer if feed.HasField("answer") else None
+    kind = feed.WhichOneof("input")
+    if kind == "tokens":
+        return Given(feed.tokens.ids[:], answer)
+    if kind == "text":
+        return Given(feed.text, answer)
+    return Given(feed.values.data if kind == "values" else None, answer)
+
+
+def load_feed(given: Given, served: Served, default: Answer, feed_tokens_max: int) -> Input:
     """A feed's input and answer.
 
     Raises:
         RequestError: Whatever is wrong with it.
     """
-    answer = load_answer(feed.answer, served) if feed.HasField("answer") else default
-    kind = feed.WhichOneof("input")
-    if kind == "tokens":
-        return Input(load_tokens(feed.tokens.ids, served, feed_tokens_max), answer)
-    if kind == "text":
-        return Input(load_text(feed.text, served, feed_tokens_max), answer)
-    if kind == "values":
-        return Input(load_values(feed.values.data, served, feed_tokens_max), answer)
+    answer = default if given.answer is None else load_answer(given.answer, served)
+    what = given.input
+    if isinstance(what, list):
+        return Input(load_tokens(what, served, feed_tokens_max), answer)
+    if isinstance(what, str):
+        return Input(load_text(what, served, feed_tokens_max), answer)
+    if isinstance(what, bytes):
+        return Input(load_values(what, served, feed_tokens_max), answer)
     raise FeedEmpty("the feed has no input; send tokens, values or text.")
 
 
-def size_of(feed: pb.Feed) -> int:
-    """About how many tokens a feed has, before it is known which model reads it."""
-    return len(feed.tokens.ids) or len(feed.text) or len(feed.values.data) // 4 or 1
-
-
-def load_tokens(ids: Iterable[int], served: Served, tokens_max: int) -> list[int]:
+def load_tokens(tokens: list[int], served: Served, tokens_max: int) -> list[int]:
     """Token ids, each within the model's vocabulary."""
-    tokens = list(ids)
     vocabulary_size = served.manifest.input.vocabulary_size
     if vocabulary_size is None:
         raise _not_tokens(served)
@@ -149,13 +174,18 @@ def write_predictions(message: pb.Predictions, progress: Progress, steps: slice)
     """Fill in the predictions of some of the progress's answering steps."""
     first, last, _ = steps.indices(progress.steps)
     message.steps = last - first
-    if progress.top_ids:
-        top_k = len(progress.top_ids) // progress.steps
-        message.top_k = top_k
-        message.top_ids.extend(progress.top_ids[first * top_k : last * top_k])
-        message.top_log_probabilities.extend(progress.top_log_probabilities[first * top_k : last * top_k])
+    ids, log_probabilities = progress.top_ids, progress.top_log_probabilities
+    if ids:
+        message.top_k = top_k = len(ids) // progress.steps
+        if last - first < progress.steps:
+            ids = ids[first * top_k : last * top_k]
+            log_probabilities = log_probabilities[first * top_k : last * top_k]
+        message.top_ids.extend(ids)
+        message.top_log_probabilities.extend(log_probabilities)
     if progress.scores is not None:
         message.scores.extend(progress.scores[steps])
+    if not (progress.outputs or progress.states or progress.gates):
+        return
     for column, arrays in (
         (message.outputs, progress.outputs),
         (message.states, progress.states),
@@ -168,14 +198,13 @@ def write_predictions(message: pb.Predictions, progress: Progress, steps: slice)
 
 def sizes_of(progress: Progress) -> tuple[int, int]:
     """At most about how many bytes a result takes on the wire: apart from its steps, and for each step."""
-    groups = (progress.outputs, progress.states, progress.gates)
-    tensors = [array for group in groups if group for array in group.values()]
-    apart = RESULT_BYTES + TENSOR_BYTES * len(tensors)
-    if not progress.steps:
-        return apart, 0
-    columns = 8 * len(progress.top_ids) + 4 * len(progress.scores or ())
-    whole = sum(array.nbytes for array in tensors)
-    return apart, math.ceil((columns + whole) / progress.steps)
+    apart = RESULT_BYTES
+    whole = 8 * len(progress.top_ids) + 4 * len(progress.scores or ())
+    for tensors in (progress.outputs, progress.states, progress.gates):
+        if tensors:
+            apart += TENSOR_BYTES * len(tensors)
+            whole += sum(array.nbytes for array in tensors.values())
+    return apart, math.ceil(whole / progress.steps) if whole else 0
 
 
 def _not_tokens(served: Served) -> InputKindMismatch:

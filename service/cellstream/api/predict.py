@@ -164,9 +164,8 @@ class PredictStream:
             registry.reset(stream, reset.handle)
         for feed in request.feeds:
             position = feed.position if feed.HasField("position") else None
-            registry.feed(
-                stream, feed.handle, QueuedFeed(feed.id, position, now, convert.size_of(feed), feed)
-            )
+            given = convert.given_by(feed)
+            registry.feed(stream, feed.handle, QueuedFeed(feed.id, position, now, given.size, given))
         for close in request.closes:
             registry.close(stream, close.handle, close.keep)
 
@@ -231,13 +230,13 @@ class PredictStream:
             last = min(first + each, steps)
             whole = last == steps
             letter = self._outbox.letter(Part.RESULTS, apart + step_bytes * (last - first))
-            result = letter.message.results.add(
-                handle=handle.number,
-                feed_id=queued.id,
-                # A run of steps ends at the progress's position; where it is split, its parts end before.
-                position=progress.position - (steps - last),
-                done=progress.done and whole,
-            )
+            # Set one by one: by keyword they cost twice as much, and this runs for every token.
+            result = letter.message.results.add()
+            result.handle = handle.number
+            result.feed_id = queued.id
+            # A run of steps ends at the progress's position; where it is split, its parts end before.
+            result.position = progress.position - (steps - last)
+            result.done = progress.done and whole
             if last > first:
                 convert.write_predictions(result.predictions, progress, slice(first, last))
             if whole:

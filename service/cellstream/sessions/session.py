@@ -91,9 +91,12 @@ class QueuedFailure:
 Queued = QueuedFeed | QueuedReset | QueuedClose | QueuedFailure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Input:
-    """A feed's input, checked against its model: what the engine needs of it."""
+    """A feed's input, checked against its model: what the engine needs of it.
+
+    Not frozen, as all that is made for each feed: that triples what making one costs.
+    """
 
     inputs: list[int] | NDArray[np.float32]
     answer: Answer
