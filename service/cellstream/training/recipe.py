@@ -100,7 +100,7 @@ class Training(_Part):
     final_ratio: float = Field(default=0.02, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_norm_max: PositiveFloat = 1.0
-    precision: Literal["auto"] | Precision = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: PositiveInt | None = None
     evaluations: PositiveInt = 10
 
@@ -149,6 +149,8 @@ def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
         part = values
         for parent in parents:
             part = part.setdefault(parent, {})
+            if not isinstance(part, dict):
+                raise RecipeInvalid(f"{key}: expected a table at {parent}, found {part!r}")
         part[last] = value
     try:
         recipe = Recipe.model_validate(values)

@@ -1,0 +1,105 @@
+"""Recipes are checked whole, and say what is wrong, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cellstream.errors import RecipeInvalid
+from cellstream.training import load_recipe
+
+
+def test_a_recipe_is_read(recipe_path: Path) -> None:
+    """Its sizes are the network's; its text is found from where the recipe is."""
+    recipe = load_recipe(recipe_path)
+    assert recipe.data.text == recipe_path.parent / "tale.txt"
+    config = recipe.model.config(vocabulary_size=256)
+    assert (config.cell, config.layers, config.hidden_size, config.embedding_size) == ("lstm", 2, 16, 8)
+    assert (config.vocabulary_size, config.dropout) == (256, 0.1)
+
+
+def test_overrides_replace_and_add_values(recipe_path: Path) -> None:
+    """A demonstration trains the shipped recipe for a shorter time."""
+    recipe = load_recipe(recipe_path, {"training.minutes": 0.5, "name": "other", "model.cell": "gru"})
+    assert (recipe.training.minutes, recipe.training.tokens) == (0.5, 12_800)
+    assert (recipe.name, recipe.model.cell) == ("other", "gru")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.layers": 0}, "model.layers: expected greater than 0, found 0"),
+        ({"model.layers": "two"}, "model.layers: expected a valid integer"),
+        ({"model.cell": "transformer"}, "model.cell: expected 'rnn', 'lstm' or 'gru', found 'transformer'"),
+        ({"model.dropout": 1.0}, "model.dropout: expected less than 1, found 1.0"),
+        ({"model.heads": 8}, "model.heads: expected no such key, found 8"),
+        ({"optimizer.name": "sgd"}, "optimizer: expected no such key"),
+        ({"name": "Upper Case"}, "name: "),
+        ({"training.tokens": -1}, "training.tokens: expected greater than 0, found -1"),
+        ({"training.precision": "int8"}, "training.precision: "),
+        ({"data.text": None}, "data: expected either corpus or text"),
+        ({"data.corpus": "shakespeare"}, "data: expected either corpus or text"),
+        ({"data.heldout": ["tempest"]}, "data: expected no validation and no heldout beside a text"),
+        (
+            {"data.text": None, "data.corpus": "shakespeare", "data.validation": ["hamlet"]},
+            "data: expected works of the corpus for validation and for heldout",
+        ),
+        (
+            {
+                "data.text": None,
+                "data.corpus": "shakespeare",
+                "data.validation": ["hamlet"],
+                "data.heldout": ["hamlet"],
+            },
+            "data: expected validation and heldout without a work in common",
+        ),
+        ({"training.tokens": None}, "training: expected tokens, or minutes, or both"),
+        ({"name.first": "x"}, "name.first: expected a table at name, found 'tale'"),
+    ],
+)
+def test_an_impossible_recipe_says_key_expected_and_found(
+    recipe_path: Path, overrides: dict[str, object], message: str
+) -> None:
+    """A typo must not cost the five minutes of training after it."""
+    with pytest.raises(RecipeInvalid) as caught:
+        load_recipe(recipe_path, overrides)
+    assert message in caught.value.message
+
+
+def test_all_problems_are_told_at_once(recipe_path: Path) -> None:
+    """Nobody likes to mend one line a try."""
+    with pytest.raises(RecipeInvalid) as caught:
+        load_recipe(recipe_path, {"model.layers": 0, "training.window": 0})
+    assert len(caught.value.message.splitlines()) == 3
+
+
+def test_a_missing_key_is_named(recipe_path: Path) -> None:
+    """With the file in which it is missing."""
+    recipe_path.write_text("seed = 1\n")
+    with pytest.raises(
+        RecipeInvalid, match=r"(?s)tale\.toml is no recipe.*name: expected a value, found none"
+    ):
+        load_recipe(recipe_path)
+
+
+@pytest.mark.parametrize("content", [b"name = \n", b"\xff"])
+def test_what_is_no_toml_is_refused(recipe_path: Path, content: bytes) -> None:
+    """The parser's place and reason go on to the user."""
+    recipe_path.write_bytes(content)
+    with pytest.raises(RecipeInvalid, match=r"tale\.toml: "):
+        load_recipe(recipe_path)
+
+
+def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
+    """Not a traceback: a path mistyped is the commonest mistake."""
+    with pytest.raises(RecipeInvalid, match=r"nowhere\.toml"):
+        load_recipe(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("name", ["shakespeare-lstm", "shakespeare-rnn"])
+def test_the_shipped_recipes_stand(name: str) -> None:
+    """Whoever trains them again must be able to, and the held-out plays must be those that the card names."""
+    recipe = load_recipe(Path(__file__).parents[2] / "models" / name / "recipe.toml")
+    assert recipe.name == name
+    assert recipe.data.heldout == ("julius_caesar", "tempest")
