@@ -215,6 +215,17 @@ class Alone:
             self._steps[inputs] = self.step(states, inputs[-1])
         return self._steps[inputs]
 
+    def before_anything(self) -> np.ndarray:
+        """The prediction from the initial state, without the axis of the batch."""
+        head = onnxruntime.InferenceSession(self.version.head_graph)
+        initial = self.initial()
+        fed = {
+            state.input: np.expand_dims(initial[state.name], state.batch_axis)
+            for state in self.version.manifest.states
+            if state.input in {given.name for given in head.get_inputs()}
+        }
+        return head.run(None, fed)[0][0]
+
     def step(self, states: dict[str, np.ndarray], given: Any) -> Step:
         """One step from these states."""
         manifest = self.version.manifest

@@ -1,0 +1,327 @@
+"""Whatever is done to sessions, in whatever order, each gets bit for bit what it would get alone.
+
+The oracle is a dict of token lists and a plain loop over ONNX Runtime: one session, one token at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from cellstream.engine import Answer, Engine, Feed, Progress, Sampling, Want
+from cellstream.engine.sampling import draw
+from cellstream.errors import NonFinite, StepFailed, TooManySessions
+
+POISON, OUTSIDE = 9, 99  # As in conftest: a token of NaN, and one that the graph raises on.
+SLOTS = 5
+GOOD = st.sampled_from([0, 1, 2, 3, 10])
+TOKENS = st.lists(
+    st.one_of(GOOD, GOOD, GOOD, GOOD, st.sampled_from([POISON, OUTSIDE])), min_size=1, max_size=12
+)
+PROMPTS = st.lists(GOOD, max_size=7)
+ANSWERS = st.builds(
+    Answer,
+    want=st.sampled_from(Want),
+    top_k=st.integers(0, 11),
+    log_probabilities=st.booleans(),
+    score=st.booleans(),
+    states=st.booleans(),
+    gates=st.booleans(),
+)
+SAMPLINGS = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 6),
+    temperature=st.sampled_from([0.0, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([0.6, 1.0]),
+    seed=st.integers(0, 3),
+)
+
+
+@dataclass
+class Session:
+    """What a client knows of its session."""
+
+    absorbed: list[int] = field(default_factory=list)
+    feed: Feed | None = None
+    parked: bool = False
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Sessions, feeds, resets, withdrawals, failures and broken waiters, in any order."""
+
+    make_engine: Callable[[], Engine]
+    alone: Any
+
+    @initialize()
+    def start(self) -> None:
+        """An engine of five slots, three rows and up to five steps a call."""
+        self.waiter_errors: list[BaseException] = []
+        self.raised = 0
+        self.engine = self.make_engine(on_waiter_error=self.waiter_errors.append)  # type: ignore[call-arg]
+        self.sessions: dict[int, Session] = {}
+
+    # ------------------------------------------------------------ what a session does
+
+    def _idle(self) -> list[int]:
+        return sorted(slot for slot, session in self.sessions.items() if session.feed is None)
+
+    def _busy(self, parked: bool) -> list[int]:
+        return sorted(
+            slot for slot, session in self.sessions.items() if session.feed and session.parked is parked
+        )
+
+    @rule()
+    def take(self) -> None:
+        """The lowest free slot, or a refusal."""
+        free = sorted(set(range(SLOTS)) - set(self.sessions))
+        try:
+            slot = self.engine.take_slot()
+        except TooManySessions:
+            assert not free
+        else:
+            assert slot == free[0]
+            self.sessions[slot] = Session()
+
+    @precondition(lambda self: self._idle())
+    @rule(data=st.data(), tokens=TOKENS, answer=ANSWERS, broken=st.booleans())
+    def feed(self, data: Any, tokens: list[int], answer: Answer, broken: bool) -> None:
+        """Any tokens, bad ones too, any answer; a waiter may raise whenever it is told something."""
+        self._submit(data, tokens, answer, None, broken)
+
+    @precondition(lambda self: self._idle())
+    @rule(data=st.data(), prompt=PROMPTS, sampling=SAMPLINGS, answer=ANSWERS)
+    def generate(self, data: Any, prompt: list[int], sampling: Sampling, answer: Answer) -> None:
+        """With a prompt or without, and whoever listens may have enough early."""
+        self._submit(data, prompt, answer, sampling, broken=False)
+
+    def _submit(
+        self, data: Any, tokens: list[int], answer: Answer, sampling: Sampling | None, broken: bool
+    ) -> None:
+        slot = data.draw(st.sampled_from(self._idle()))
+        session = self.sessions[slot]
+        enough = data.draw(st.integers(1, 6)) if sampling else None
+        told = Told(self, session, list(session.absorbed), broken, enough)
+        session.feed = Feed(slot, list(tokens), answer, told, 0.0, sampling=sampling)
+        session.parked = False
+        self.engine.submit(session.feed)
+
+    @precondition(lambda self: self._busy(parked=False))
+    @rule(data=st.data())
+    def withdraw(self, data: Any) -> None:
+        """Between two calls, in the middle of a feed."""
+        session = self.sessions[data.draw(st.sampled_from(self._busy(parked=False)))]
+        self.engine.withdraw(session.feed)
+        session.parked = True
+
+    @precondition(lambda self: self._busy(parked=True))
+    @rule(data=st.data())
+    def resume(self, data: Any) -> None:
+        """It goes on where it stopped."""
+        session = self.sessions[data.draw(st.sampled_from(self._busy(parked=True)))]
+        self.engine.submit(session.feed)
+        session.parked = False
+
+    @precondition(lambda self: self._busy(parked=True))
+    @rule(data=st.data())
+    def give_up(self, data: Any) -> None:
+        """Taken over or cancelled: what was applied stays applied, the rest never is."""
+        session = self.sessions[data.draw(st.sampled_from(self._busy(parked=True)))]
+        session.feed.on_progress.over = True  # type: ignore[union-attr]
+        session.feed = None
+
+    @precondition(lambda self: self._idle())
+    @rule(data=st.data())
+    def reset(self, data: Any) -> None:
+        """Back to the initial state."""
+        slot = data.draw(st.sampled_from(self._idle()))
+        self.engine.reset(slot)
+        self.sessions[slot].absorbed.clear()
+
+    @precondition(lambda self: self._idle())
+    @rule(data=st.data())
+    def give_back(self, data: Any) -> None:
+        """The session ends."""
+        slot = data.draw(st.sampled_from(self._idle()))
+        self.engine.give_back(slot)
+        del self.sessions[slot]
+
+    @rule()
+    def turn(self) -> None:
+        """One call: exactly what it says it committed was committed."""
+        before = sum(len(session.absorbed) for session in self.sessions.values())
+        waiting = self.engine.waiting
+        call = self.engine.turn()
+        assert (call is None) == (waiting == 0)
+        for slot, session in self.sessions.items():
+            if session.feed is not None:
+                self._absorb(slot, session, session.feed)
+        if call is not None:
+            after = sum(len(session.absorbed) for session in self.sessions.values())
+            assert call.tokens == after - before
+
+    def _absorb(self, slot: int, session: Session, feed: Feed) -> None:
+        told: Told = feed.on_progress  # type: ignore[assignment]
+        session.absorbed = told.base + feed.inputs[: feed.applied]  # type: ignore[operator]
+        if told.over:
+            session.feed = None
+
+    @invariant()
+    def positions_count_what_was_absorbed(self) -> None:
+        """And no slot is owned twice, free + taken = all, nobody waits without a slot."""
+        if not hasattr(self, "engine"):
+            return
+        self.engine.check_integrity()
+        assert self.engine.slots_taken == len(self.sessions)
+        assert self.engine.waiting == len(self._busy(parked=False))
+        for error in self.waiter_errors:
+            if isinstance(error, AssertionError):
+                raise error  # A check of ours, made where the engine guards itself.
+        assert len(self.waiter_errors) == self.raised
+        for slot, session in self.sessions.items():
+            assert self.engine.position(slot) == len(session.absorbed)
+
+    def teardown(self) -> None:
+        """Everything that waits comes to its end, and every state is that of the lone run."""
+        if not hasattr(self, "engine"):
+            return
+        while self.engine.waiting:
+            self.turn()
+            self.positions_count_what_was_absorbed()
+        for slot in self._busy(parked=True):
+            self.sessions[slot].feed = None
+        for slot, session in self.sessions.items():
+            arrays = self.engine._slab.rows(np.array([slot]))
+            expected = (
+                self.alone.after(tuple(session.absorbed)).states if session.absorbed else self.alone.initial()
+            )
+            assert [array.tobytes() for array in arrays] == [array.tobytes() for array in expected.values()]
+            self.engine.give_back(slot)
+        assert self.engine.slots_taken == 0
+        self.engine.check_integrity()
+
+
+@dataclass
+class Told:
+    """A waiter that checks whatever it is told against the lone run."""
+
+    machine: Interleavings
+    session: Session
+    base: list[int]
+    broken: bool
+    enough: int | None
+    heard: int = 0
+    over: bool = False
+
+    def __call__(self, feed: Feed, progress: Progress) -> None:
+        """Checks, then raises if it is one of the broken ones."""
+        assert not self.over, "told something after its end"
+        text = self.base + feed.inputs[: feed.applied]  # type: ignore[operator]
+        assert progress.position == len(text)
+        self._check_end(feed, progress, text)
+        if progress.error is None:
+            self._check_made(feed, progress, text)
+            self._check_answers(feed, progress, text)
+        self.over = progress.done
+        self.heard += 1
+        if self.heard == self.enough and not progress.done:
+            feed.finished = self.over = True
+        if self.broken:
+            self.machine.raised += 1
+            raise RuntimeError
+
+    def _check_end(self, feed: Feed, progress: Progress, text: list[int]) -> None:
+        if progress.error is not None:
+            assert progress.done
+            bad = feed.inputs[feed.applied]
+            assert type(progress.error) is {POISON: NonFinite, OUTSIDE: StepFailed}[int(bad)]
+        elif feed.sampling is None:
+            assert progress.done == (feed.applied == len(feed.inputs))
+        else:
+            assert progress.done == (feed.made == feed.sampling.max_tokens)
+
+    def _check_made(self, feed: Feed, progress: Progress, text: list[int]) -> None:
+        if not feed.made:
+            assert not progress.made
+            return
+        assert feed.sampling is not None
+        assert progress.made == text[-1:]
+        before = self._outputs(text, len(text) - 1)
+        expected = draw(before[np.newaxis], [feed.sampling], np.array([len(text) - 1]))
+        assert progress.made == expected
+
+    def _check_answers(self, feed: Feed, progress: Progress, text: list[int]) -> None:
+        answer = feed.answer
+        if answer.want is not Want.EVERY_STEP:
+            assert progress.steps == (answer.want is Want.LAST and progress.done)
+        ends = range(len(text) - progress.steps + 1, len(text) + 1)
+        outputs = [self._outputs(text, end) for end in ends]
+        best = [np.argsort(-output, kind="stable")[: answer.top_k] for output in outputs]
+        assert progress.top_ids == [token for ids in best for token in ids.tolist()]
+        assert progress.top_log_probabilities == [
+            value for output, ids in zip(outputs, best, strict=True) for value in output[ids].tolist()
+        ]
+        if not progress.steps:
+            assert progress.scores is progress.outputs is progress.states is progress.gates is None
+            return
+        if answer.score:
+            assert progress.scores is not None
+            for end, score in zip(ends, progress.scores, strict=True):
+                if end == 1:
+                    assert math.isnan(score)
+                else:
+                    assert score == self._outputs(text, end - 1)[text[end - 1]]
+        if answer.log_probabilities:
+            assert progress.outputs is not None
+            assert progress.outputs["log_probabilities"].tobytes() == np.stack(outputs).tobytes()
+        steps = [self.machine.alone.after(tuple(text[:end])) for end in ends]
+        if answer.states:
+            assert progress.states is not None
+            for name, array in progress.states.items():
+                assert array.tobytes() == np.stack([step.states[name] for step in steps]).tobytes()
+        if answer.gates:
+            assert progress.gates is not None
+            for name, array in progress.gates.items():
+                assert array.tobytes() == np.stack([step.gates[name] for step in steps]).tobytes()
+
+    def _outputs(self, text: list[int], end: int) -> np.ndarray:
+        """The lone run's prediction after `end` tokens; before the first, the head's."""
+        if end:
+            return self.machine.alone.after(tuple(text[:end])).output
+        return self.machine.alone.before_anything()
+
+
+def test_each_session_gets_what_it_gets_alone(make_model: Any, make_engine: Any, make_alone: Any) -> None:
+    """The promise that everything else stands on."""
+    version = make_model(poisoned=True).version
+
+    class Machine(Interleavings):
+        alone = make_alone(version)
+        make_engine = staticmethod(
+            lambda **more: make_engine_of(version, slots_max=SLOTS, batch_rows_max=3, **more)
+        )
+
+    make_engine_of = make_engine
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=80,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
