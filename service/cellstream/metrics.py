@@ -186,7 +186,7 @@ class Metrics:
                 setattr(self, row.attribute, histogram)
             elif row.kind == "counter":
                 setattr(self, row.attribute, Counter(row.name, row.help, row.labels, registry=registry))
-        # A series that appears only with its first event has no rate at that event: begin all at 0.
+        # As `begin` does for each version.
         for cause in SESSION_END_CAUSES:
             self.sessions_ended.labels(cause)
         for reason in _reasons(RequestError, CapacityError):
@@ -196,6 +196,14 @@ class Metrics:
         self._gauges = _Gauges()
         registry.register(self._gauges)
         ProcessCollector(registry=registry)
+
+    def begin(self, model: str, version: str) -> None:
+        """Begin every series of a version at 0: a first event that makes its own series has no rate."""
+        for row in TABLE:
+            if row.labels == _VERSION and row.kind == "histogram":
+                getattr(self, row.attribute).of(model, version)
+            elif row.labels == _VERSION and row.kind == "counter":
+                getattr(self, row.attribute).labels(model, version)
 
     def watch(self, source: Callable[[], Census]) -> None:
         """Read the gauges from `source` at each scrape, from now on.

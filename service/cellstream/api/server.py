@@ -332,8 +332,7 @@ def _load_version(
     if tokenizer is not None and tokenizer.vocabulary_size != version.manifest.input.vocabulary_size:
         raise ManifestInvalid(
             f"{version.tokenizer}: expected a tokeniser of {version.manifest.input.vocabulary_size} tokens, "
-            "found "
-            f"one of {tokenizer.vocabulary_size}."
+            f"found one of {tokenizer.vocabulary_size}."
         )
     served = Served(
         manifest=version.manifest,
@@ -342,6 +341,7 @@ def _load_version(
         engine=engine,
         tokenizer=tokenizer,
     )
+    metrics.begin(served.name, served.version)
     log.info(
         "model_loaded", model=served.name, version=served.version, numerics_digest=engine.numerics_digest
     )
