@@ -123,8 +123,7 @@ class Registry:
         if len(self.streams) >= self._settings.streams_max:
             raise TooManyStreams(
                 f"{self._settings.streams_max} streams are open, and that is all this server takes; try "
-                "again later, "
-                "or put more sessions on one stream.",
+                "again later, or put more sessions on one stream.",
                 streams_max=self._settings.streams_max,
                 retry_after_seconds=self._settings.retry_after_seconds,
             )
