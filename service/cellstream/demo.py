@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from cellstream import Client, ConnectionLost, Health, Want
+from cellstream import Client, ConnectionLost, Health
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "shakespeare-lstm"
@@ -31,7 +31,7 @@ VERSES = ("To be, or not to be, that is the question", "Friends, Romans, country
 WORD = "question"
 START_SECONDS_MAX = 60.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ async def _keep_states_apart(target: str) -> None:
                         answers.append(reply.outputs["log_probabilities"][0])
         for verse, answers in zip(VERSES, together, strict=True):
             async with first.session() as alone:
-                reply = await alone.predict(verse, want=Want.EVERY_STEP, log_probabilities=True, score=True)
+                reply = await alone.predict(verse, want="every_step", log_probabilities=True, score=True)
             same = np.array_equal(np.stack(answers), reply.outputs["log_probabilities"])
             verdict = "[green]the same, bit for bit[/]" if same else "[red]DIFFERENT[/]"
             bits = float(np.nanmean(reply.surprise_bits))
@@ -106,7 +106,7 @@ async def _go_on_after_the_stream_ended(target: str) -> None:
         reply = await session.predict("The quality of mercy is not str")
         console.print(f"  first stream ends at position {reply.position}")
     async with Client(target) as client, client.session("demo") as session:
-        reply = await session.predict("ain'd", score=True, want=Want.EVERY_STEP)
+        reply = await session.predict("ain'd", score=True, want="every_step")
         told = ", ".join(
             f"{char!r} {bits:.1f}" for char, bits in zip("ain'd", reply.surprise_bits, strict=True)
         )
@@ -118,12 +118,10 @@ async def _look_at_the_gates(target: str) -> None:
     """The gates of the very steps that answered, mean over the units of the top layer."""
     _title(f"What the gates did at each character of {WORD!r}")
     async with Client(target) as client, client.session() as session:
-        await session.predict(VERSES[0].removesuffix(WORD), want=Want.NONE)
-        reply = await session.predict(
-            WORD, want=Want.EVERY_STEP, gates=True, states=True, score=True, top_k=1
-        )
+        await session.predict(VERSES[0].removesuffix(WORD), want="none")
+        reply = await session.predict(WORD, want="every_step", gates=True, states=True, score=True, top_k=1)
     table = Table(box=None, padding=(0, 2))
-    for heading in ("character", "surprise", "forget", "input", "output", "|candidate|", "|C|", "next"):
+    for heading in ("character", "surprise", "forget", "input", "output", "|C̃|", "|C|", "next"):
         table.add_column(heading, justify="right")
     names = ("forget", "input", "output", "candidate")
     columns = [np.abs(reply.gates[name][:, -1]).mean(axis=-1) for name in names]
@@ -142,7 +140,7 @@ async def _generate(target: str) -> None:
         async with generation:
             console.print("ROMEO.", style="dim")
             async for piece in generation:
-                console.print(piece.text, end="", markup=False, soft_wrap=True)
+                console.print(piece.text, end="", markup=False)
     console.print()
 
 
@@ -223,10 +221,9 @@ async def _wait_until_serving(target: str) -> None:
         else:
             raise SystemExit(f"the server was not ready within {START_SECONDS_MAX:.0f} s")
         for model in await client.models():
-            measured = ", ".join(f"{name} {value:.3g}" for name, value in sorted(model.metrics.items()))
-            console.print(
-                f"  {model.name}/{model.version}{' (default)' if model.is_default else ''}: {measured}"
-            )
+            bits = model.metrics.get("heldout_bits_per_character", float("nan"))
+            default = " (default)" if model.is_default else ""
+            console.print(f"  {model.name}/{model.version}{default}: {bits:.3f} bits per held-out character")
 
 
 _COMMAND = (sys.executable, "-c", "from cellstream.cli import main; main()")
@@ -251,7 +248,7 @@ def _title(text: str) -> None:
 def _say_how_to_go_on() -> None:
     console.print(
         "\nGo on with:\n"
-        f"  .venv/bin/cellstream serve --default-model {MODEL}      in one terminal, and in another\n"
+        "  .venv/bin/cellstream serve                              in one terminal, and in another\n"
         "  .venv/bin/cellstream stream --score < README.md         what surprises the model, coloured\n"
         "  .venv/bin/cellstream generate 'JULIET.'                 more verses\n"
         f"  .venv/bin/cellstream inspect {MODEL}            what is inside\n"
