@@ -210,7 +210,7 @@ def test_a_log_gets_plain_lines_at_a_readable_pace(display: Display, console: Co
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "  0%  loss 1.000  1.440 bits/character"
     assert lines[-1].endswith("loss 1.000  1.440 bits/character  50 tokens/s  0:04 left")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert "\x1b" not in console.file.getvalue()
 
 
