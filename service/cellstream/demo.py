@@ -10,7 +10,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,7 +25,8 @@ from rich.table import Table
 from cellstream import Client, ConnectionLost, Health
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "shakespeare-lstm"
+SHIPPED, TRAINED = "shakespeare-lstm", "demo"
+TRAINED_TOKENS = 3_000_000
 VERSES = ("To be, or not to be, that is the question", "Friends, Romans, countrymen, lend me your ears")
 WORD = "question"
 START_SECONDS_MAX = 60.0
@@ -38,14 +38,13 @@ def main() -> None:
     """Show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--train", action="store_true", help="train, export and prove a model first, and serve that"
+        "--train", action="store_true", help="train, export and prove a model, and serve that"
     )
     started = time.perf_counter()
     if parser.parse_args().train:
-        with tempfile.TemporaryDirectory() as directory:
-            asyncio.run(_show(_train(Path(directory)), look_inside=False))
+        asyncio.run(_show(_train(), TRAINED))
     else:
-        asyncio.run(_show(ROOT / "models", look_inside=True))
+        asyncio.run(_show(ROOT / "models", SHIPPED))
     console.print(f"\n[dim]Done in {time.perf_counter() - started:.0f} s.[/]")
     _say_how_to_go_on()
 
@@ -53,29 +52,31 @@ def main() -> None:
 # ---------------------------------------------------------------- the steps
 
 
-async def _show(models: Path, look_inside: bool) -> None:
-    with _serving(models) as (target, metrics_url):
-        await _wait_until_serving(target)
-        if look_inside:
-            await _keep_states_apart(target)
-            await _go_on_after_the_stream_ended(target)
-            await _look_at_the_gates(target)
-        await _generate(target)
-        _tell_latency(metrics_url)
-
-
-def _train(directory: Path) -> Path:
-    """Train for a minute and a half, export, prove.
+def _train() -> Path:
+    """Train for some two minutes, export, prove.
 
     Returns:
-        A directory of models that holds the new one.
+        The directory of models that holds the new one.
     """
-    _title("Train, export, prove")
-    runs, models = directory / "runs", directory / "models"
-    recipe = ROOT / "models" / MODEL / "recipe.toml"
-    _run("train", str(recipe), "--minutes", "1.5", "--runs", str(runs))
-    _run("export", str(runs / MODEL), "--models", str(models))
+    _title("Train")
+    runs = ROOT / "runs"
+    recipe = ROOT / "models" / SHIPPED / "recipe.toml"
+    settings = (f"name={TRAINED}", f"training.tokens={TRAINED_TOKENS}")
+    _run("train", str(recipe), "--runs", str(runs), *(word for one in settings for word in ("--set", one)))
+    _title("Export, and prove")
+    models = runs / TRAINED / "models"
+    _run("export", str(runs / TRAINED / "checkpoint"), "--models", str(models))
     return models
+
+
+async def _show(models: Path, model: str) -> None:
+    with _serving(models, model) as (target, metrics_url):
+        await _wait_until_serving(target)
+        await _keep_states_apart(target)
+        await _go_on_after_the_stream_ended(target)
+        await _look_at_the_gates(target)
+        await _generate(target)
+        _tell_latency(metrics_url, model)
 
 
 async def _keep_states_apart(target: str) -> None:
@@ -144,7 +145,7 @@ async def _generate(target: str) -> None:
     console.print()
 
 
-def _tell_latency(metrics_url: str) -> None:
+def _tell_latency(metrics_url: str, model: str) -> None:
     _title(f"Latency, from {metrics_url}")
     with urllib.request.urlopen(metrics_url, timeout=5) as response:
         families = {
@@ -157,7 +158,7 @@ def _tell_latency(metrics_url: str) -> None:
         buckets = [
             (float(sample.labels["le"]), sample.value)
             for sample in families[f"cellstream_{name}"].samples
-            if sample.name.endswith("_bucket") and sample.labels["model"] == MODEL
+            if sample.name.endswith("_bucket") and sample.labels["model"] == model
         ]
         count = buckets[-1][1]
         quantiles = [f"{_quantile(share, buckets) * 1e3:.2f} ms" for share in (0.5, 0.95, 0.99)]
@@ -187,7 +188,7 @@ def _quantile(share: float, buckets: list[tuple[float, float]]) -> float:
 
 
 @contextmanager
-def _serving(models: Path) -> Iterator[tuple[str, str]]:
+def _serving(models: Path, model: str) -> Iterator[tuple[str, str]]:
     """`cellstream serve` on free ports.
 
     Yields:
@@ -197,7 +198,7 @@ def _serving(models: Path) -> Iterator[tuple[str, str]]:
     process = subprocess.Popen(
         [
             *_COMMAND,
-            *("serve", "--models", str(models), "--default-model", MODEL, "--log-level", "warning"),
+            *("serve", "--models", str(models), "--default-model", model, "--log-level", "warning"),
             *("--port", str(port), "--metrics-port", str(metrics_port)),
         ]
     )
@@ -251,7 +252,7 @@ def _say_how_to_go_on() -> None:
         "  .venv/bin/cellstream serve                              in one terminal, and in another\n"
         "  .venv/bin/cellstream stream --score < README.md         what surprises the model, coloured\n"
         "  .venv/bin/cellstream generate 'JULIET.'                 more verses\n"
-        f"  .venv/bin/cellstream inspect {MODEL}            what is inside\n"
+        f"  .venv/bin/cellstream inspect {SHIPPED}            what is inside\n"
         "  docker-compose up                                       with Prometheus and Grafana\n"
         "  make train-demo                                         a model of your own, in three minutes",
         markup=False,
