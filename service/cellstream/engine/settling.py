@@ -6,6 +6,7 @@ is what a step costs beside ONNX Runtime. Reads the call's buffers, copies what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -148,7 +149,7 @@ def _add_details(
         before: By slot, the log-probabilities before the call, for feeds that score.
     """
     scoring = [row for row, (feed, progress) in told.items() if feed.answer.score and progress.steps]
-    scores = _scores([told[row][0] for row in scoring], scoring, results, before) if scoring else {}
+    scores = _scores(told, scoring, results, before) if scoring else {}
     for row, (feed, progress) in told.items():
         answer, first = feed.answer, results.steps - progress.steps
         if feed.made:
@@ -175,7 +176,7 @@ def _add_details(
 
 
 def _scores(
-    feeds: Sequence[Feed],
+    told: Mapping[int, tuple[Feed, Progress]],
     rows: Sequence[int],
     results: Buffers,
     before: Mapping[int, NDArray[np.float32]],
@@ -185,7 +186,10 @@ def _scores(
     steps = np.arange(results.steps - 1)[:, np.newaxis]
     later = results.outputs[0][steps, rows, tokens[1:]].T.tolist()  # [rows][steps − 1]
     scores = {}
-    for row, feed, token, rest in zip(rows, feeds, tokens[0].tolist(), later, strict=True):
-        prediction = before.get(feed.slot)
-        scores[row] = [float("nan") if prediction is None else prediction.item(token), *rest]
+    for row, token, rest in zip(rows, tokens[0].tolist(), later, strict=True):
+        feed, progress = told[row]
+        # Nothing came before a session's very first token, even where it was drawn from the initial state;
+        # and where only the last of several tokens is scored, nobody saw to the prediction before the first.
+        known = progress.position > results.steps and feed.slot in before
+        scores[row] = [before[feed.slot].item(token) if known else math.nan, *rest]
     return scores
