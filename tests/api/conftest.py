@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 import structlog
+import uvloop
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from prometheus_client.parser import text_string_to_metric_families
@@ -322,6 +323,12 @@ class Log:
     def of(self, event: str) -> list[dict[str, Any]]:
         """All entries of an event."""
         return [entry for entry in self.entries if entry["event"] == event]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that a real server runs on (from pytest-asyncio 1.4 on; before, on asyncio's)."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
