@@ -150,7 +150,7 @@ def test_characters_first_seen_when_measured_are_refused(tmp_path: Path) -> None
     """A vocabulary is made of the training text alone; anything else would leak."""
     path = tmp_path / "own.txt"
     path.write_text("a" * 990 + "b" * 10, encoding="utf-8")
-    with pytest.raises(TrainingFailed, match="held-out part has characters that the training text has not"):
+    with pytest.raises(TrainingFailed, match="heldout_part has characters that the training text has not"):
         load_splits(Data(text=path, tokenizer="characters"), tmp_path)
 
 

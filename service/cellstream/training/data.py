@@ -124,7 +124,7 @@ def _own_parts(path: Path) -> list[tuple[str, str]]:
             f"The text {path} is too short to hold a part of it out: {len(text)} characters."
         )
     first, second = len(text) - 2 * apart, len(text) - apart
-    return [("training", text[:first]), ("validation", text[first:second]), ("held-out part", text[second:])]
+    return [("training", text[:first]), ("validation", text[first:second]), ("heldout_part", text[second:])]
 
 
 def _piece(name: str, text: str, tokenizer: Tokenizer) -> Piece:

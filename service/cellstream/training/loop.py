@@ -117,6 +117,7 @@ class _Run:
 
     def learn(self) -> None:
         """Learn until the budget is spent, keeping the best checkpoint on disk."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         evaluations, evaluated = self._recipe.training.evaluations, 0
         per_character = self._splits.training.tokens_per_character / math.log(2)
         stretch: list[float] = []
@@ -188,39 +189,44 @@ class _Run:
         validation = self._splits.validation
         rows = max(1, min(VALIDATION_ROWS, len(validation.ids) // MEASURED_STEPS_MIN))
         bits = bits_per_character(self._model, validation, rows)
+        if not math.isfinite(bits):
+            raise TrainingFailed(
+                f"The validation text surprises the model by {bits} bits: its weights are lost."
+            )
         self._history.validation.append((self._tokens, bits))
         metrics = {
             "validation_bits_per_character": bits,
             "training_bits_per_character": self._history.training[-1][1],
-            "tokens_seen": float(self._tokens),
             "tokens_at_best": float(self._tokens),
+            "tokens_seen": float(self._tokens),
             "seconds": seconds,
         }
-        best = self._best is None or bits < self._best.record.metrics["validation_bits_per_character"]
-        if best or self._best is None:
-            record = Record(
+        with (self.directory / "log.jsonl").open("w" if self._best is None else "a", encoding="utf-8") as log:
+            log.write(json.dumps(metrics) + "\n")
+        best = self._best
+        if best is None or bits < best.record.metrics["validation_bits_per_character"]:
+            self._best = self._checkpoint(metrics)
+            save_checkpoint(self.checkpoint_directory, self._best)
+        else:
+            since = {name: metrics[name] for name in ("tokens_seen", "seconds")}
+            self._best = replace(best, record=replace(best.record, metrics={**best.record.metrics, **since}))
+        kept = ", kept" if metrics["tokens_at_best"] == self._best.record.metrics["tokens_at_best"] else ""
+        display.say(f"validation {bits:.3f} bits/character at token {self._tokens:,}{kept}")
+
+    def _checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
+        versions = {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+        }
+        return Checkpoint(
+            config=self._model.config,
+            weights=numpy_weights(self._model),
+            tokenizer=self._splits.tokenizer,
+            record=Record(
                 name=self._recipe.name,
                 training_data_sha256=self._splits.training_sha256,
                 metrics=metrics,
-                versions={
-                    "python": platform.python_version(),
-                    "numpy": np.__version__,
-                    "torch": torch.__version__,
-                },
-            )
-            self._best = Checkpoint(
-                config=self._model.config,
-                weights=numpy_weights(self._model),
-                tokenizer=self._splits.tokenizer,
-                record=record,
-            )
-            save_checkpoint(self.checkpoint_directory, self._best)
-        else:
-            spent_since = {name: metrics[name] for name in ("tokens_seen", "seconds")}
-            record = replace(self._best.record, metrics={**self._best.record.metrics, **spent_since})
-            self._best = replace(self._best, record=record)
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(metrics) + "\n")
-        display.say(
-            f"validation {bits:.3f} bits/character at token {self._tokens:,}{', kept' if best else ''}"
+                versions=versions,
+            ),
         )
