@@ -70,9 +70,11 @@ def test_gradients_are_pytorchs(ours: type[Cell], theirs: Callable[..., nn.RNNBa
     cell, reference, x, state = pair(ours, theirs, torch.float64)
     direction = torch.randn(TIME, BATCH, UNITS, dtype=torch.float64)
     gradients: list[list[Tensor]] = []
-    for model, forward in ((cell, run), (reference, run_reference)):
+    runs: list[tuple[nn.Module, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]]]
+    runs = [(cell, run), (reference, run_reference)]
+    for model, forward in runs:
         inputs = [x.clone().requires_grad_(), *(one.clone().requires_grad_() for one in state)]
-        outputs, after = forward(model, inputs[0], tuple(inputs[1:]))  # type: ignore[operator]
+        outputs, after = forward(model, inputs[0], tuple(inputs[1:]))
         loss = (outputs * direction).sum() + sum(one.square().sum() for one in after)
         gradients.append(list(torch.autograd.grad(loss, [*inputs, *model.parameters()])))
     for found, expected in zip(*gradients, strict=True):

@@ -17,7 +17,7 @@ from cellstream.text import ByteTokenizer, CharacterTokenizer
 def checkpoint(seed: int = 0, *, values: bool = False) -> Checkpoint:
     """A tiny one with weights of its own."""
     kind = {"input": "values", "features": 2} if values else {"vocabulary_size": 3}
-    config = StackConfig(cell="gru", layers=1, hidden_size=2, embedding_size=2, **kind)  # type: ignore[arg-type]
+    config = StackConfig(cell="gru", layers=1, hidden_size=2, embedding_size=2, **kind)
     random = np.random.default_rng(seed)
     return Checkpoint(
         config=config,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cellstream.cells import StackConfig
-from cellstream.cells.stack import FusedStack, Stack, load_weights, numpy_weights
+from cellstream.cells.stack import FusedStack, Stack, Trace, load_weights, numpy_weights
 from cellstream.errors import TrainingFailed
 from cellstream.training.data import Piece, Window
 from cellstream.training.learner import Learner
@@ -48,7 +48,8 @@ def nats_by_the_equations(network: FusedStack, windows: list[Window]) -> torch.T
         for parts in zip(*((one.inputs, one.targets) for one in windows), strict=True)
     )
     with torch.inference_mode():
-        return -stack(inputs).prediction.gather(-1, targets[..., None])[..., 0]
+        trace: Trace = stack(inputs)
+    return -trace.prediction.gather(-1, targets[..., None])[..., 0]
 
 
 def test_the_state_is_carried_from_window_to_window() -> None:
@@ -76,7 +77,7 @@ def test_an_update_is_adamw_on_the_clipped_gradient() -> None:
     optimizer = torch.optim.AdamW(stack.parameters(), lr=0.01, weight_decay=0.1)
     trace = stack(torch.from_numpy(window.inputs))
     loss = nn.functional.nll_loss(trace.prediction.flatten(0, 1), torch.from_numpy(window.targets).flatten())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it without annotations
     nn.utils.clip_grad_norm_(stack.parameters(), 0.05)
     optimizer.step()
     Learner(network, training, "float32").learn(window, learning_rate=0.01)
