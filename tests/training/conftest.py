@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+
+from cellstream.training.pace import threads_set
 
 RECIPE = """
 name = "tale"
@@ -34,6 +36,13 @@ evaluations = 4
 """
 
 TALE = "Once upon a time there was a king. " * 500
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make tiny updates slow where other tests share the cores."""
+    with threads_set(1):
+        yield
 
 
 @pytest.fixture
