@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import numpy as np
@@ -29,9 +29,11 @@ from cellstream.errors import NonFinite, StepFailed, TooManySessions
 POISON, OUTSIDE = 9, 99  # As in conftest: a token of NaN, and one that the graph raises on.
 SLOTS = 5
 GOOD = st.sampled_from([0, 1, 2, 3, 10])
-TOKENS = st.lists(
-    st.one_of(GOOD, GOOD, GOOD, GOOD, st.sampled_from([POISON, OUTSIDE])), min_size=1, max_size=12
+GOOD_TOKENS = st.lists(GOOD, min_size=1, max_size=12)
+BAD_TOKENS = st.lists(
+    st.one_of(GOOD, GOOD, GOOD, st.sampled_from([POISON, OUTSIDE])), min_size=1, max_size=12
 )
+TOKENS = st.one_of(GOOD_TOKENS, GOOD_TOKENS, GOOD_TOKENS, BAD_TOKENS)
 PROMPTS = st.lists(GOOD, max_size=7)
 ANSWERS = st.builds(
     Answer,
@@ -64,16 +66,24 @@ class Session:
 class Interleavings(RuleBasedStateMachine):
     """Sessions, feeds, resets, withdrawals, failures and broken waiters, in any order."""
 
-    make_engine: Callable[[], Engine]
+    make_engine: Callable[[list[BaseException]], Engine]
     alone: Any
+    spare: list[tuple[Engine, list[BaseException]]]
+    """An engine that the last run left empty: the next one goes on with it, whatever it has been through."""
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(sessions=st.integers(0, SLOTS))
+    def start(self, sessions: int) -> None:
         """An engine of five slots, three rows and up to five steps a call."""
-        self.waiter_errors: list[BaseException] = []
+        if self.spare:
+            self.engine, self.waiter_errors = self.spare.pop()
+            self.waiter_errors.clear()
+        else:
+            self.waiter_errors = []
+            self.engine = self.make_engine(self.waiter_errors)
         self.raised = 0
-        self.engine = self.make_engine(on_waiter_error=self.waiter_errors.append)  # type: ignore[call-arg]
         self.sessions: dict[int, Session] = {}
+        for _ in range(sessions):
+            self.take()
 
     # ------------------------------------------------------------ what a session does
 
@@ -213,6 +223,7 @@ class Interleavings(RuleBasedStateMachine):
             self.engine.give_back(slot)
         assert self.engine.slots_taken == 0
         self.engine.check_integrity()
+        self.spare.append((self.engine, self.waiter_errors))
 
 
 @dataclass
@@ -225,6 +236,8 @@ class Told:
     broken: bool
     enough: int | None
     heard: int = 0
+    answered: int = 0
+    made: int = 0
     over: bool = False
 
     def __call__(self, feed: Feed, progress: Progress) -> None:
@@ -239,8 +252,13 @@ class Told:
             self._check_answers(feed, progress, text)
         self.over = progress.done
         self.heard += 1
+        self.answered += progress.steps
+        self.made += len(progress.made)
         if self.heard == self.enough and not progress.done:
             feed.finished = self.over = True
+        if self.over:  # Nothing was left out.
+            assert self.made == len(feed.inputs[len(feed.inputs) - feed.made : feed.applied])
+            assert self.answered == feed.applied or feed.answer.want is not Want.EVERY_STEP
         if self.broken:
             self.machine.raised += 1
             raise RuntimeError
@@ -312,16 +330,16 @@ def test_each_session_gets_what_it_gets_alone(make_model: Any, make_engine: Any,
 
     class Machine(Interleavings):
         alone = make_alone(version)
-        make_engine = staticmethod(
-            lambda **more: make_engine_of(version, slots_max=SLOTS, batch_rows_max=3, **more)
-        )
+        spare: ClassVar[list[Any]] = []
 
-    make_engine_of = make_engine
+        def make_engine(self, errors: list[BaseException]) -> Engine:
+            return make_engine(version, slots_max=SLOTS, batch_rows_max=3, on_waiter_error=errors.append)
+
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=150,
-            stateful_step_count=40,
+            max_examples=400,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
