@@ -40,11 +40,11 @@ setup: $(VENV)/.dev ## Make the environment for development, in .venv
 
 .PHONY: demo
 demo: $(VENV)/.serve ## Serve the shipped model, stream to it, look inside: under two minutes, no torch
-	$(BIN)/python -m cellstream.demo
+	$(BIN)/python examples/demo.py
 
 .PHONY: train-demo
 train-demo: $(VENV)/.train ## Train, export, prove, serve, generate: about three minutes
-	$(BIN)/python -m cellstream.demo --train
+	$(BIN)/python examples/demo.py --train
 
 .PHONY: up
 up: ## Server, Prometheus and Grafana by docker-compose

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from cellstream import Client, ConnectionLost, Health
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHIPPED, TRAINED = "shakespeare-lstm", "demo"
 TRAINED_TOKENS = 3_000_000
 VERSES = ("To be, or not to be, that is the question", "Friends, Romans, countrymen, lend me your ears")
