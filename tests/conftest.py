@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ import onnxruntime as ort
 import pytest
 
 from cellstream.testing import write_model
+
+# A shell's background job ignores Ctrl-C, and whatever it starts inherits that: tests of Ctrl-C must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

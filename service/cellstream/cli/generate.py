@@ -72,7 +72,7 @@ async def _generate(
 
     model, version = split_model(model)
     timing = Timing()
-    tokens = 0
+    tokens, heard = 0, False  # a stop text that comes at once is heard of, with no token
     async with (
         Client(target) as client,
         client.generate(
@@ -82,8 +82,9 @@ async def _generate(
         asked = time.perf_counter()
         try:
             async for piece in generation:
-                if not (tokens or as_json):
+                if not (heard or as_json):
                     console().print(escape(_shown(prompt)), style="bold", end="", soft_wrap=True)
+                heard = True
                 now = time.perf_counter()
                 timing.add(now - asked)
                 asked = now
@@ -93,7 +94,7 @@ async def _generate(
                 else:
                     print(_shown(piece.text), end="", flush=True)
         finally:
-            if tokens:
+            if heard:
                 _summarise(generation, tokens, timing, as_json=as_json)
 
 
