@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
+from cellstream.api import convert
 from cellstream.api.status import CODES
 from cellstream.cells.config import StackConfig
 from cellstream.errors import BY_REASON, CapacityError, RequestError, ServerError, SessionError
@@ -455,6 +456,50 @@ async def _unforeseen_in_a_feed(scene: Scene) -> Any:
     return error
 
 
+async def _unforeseen_in_an_answer(scene: Scene) -> Any:
+    """The tokens were applied and the answer cannot be told: that is said, and the position with it."""
+    write = convert.write_predictions
+
+    def broken(message: Any, progress: Any, *steps: Any) -> None:
+        if progress.gates:
+            raise RuntimeError("SECRET")
+        write(message, progress, *steps)
+
+    scene.patch.setattr(convert, "write_predictions", broken)
+    await scene.talk.open(CULPRIT)
+    answer = pb.Answer(want=pb.WANT_EVERY_STEP, gates=True)
+    await scene.say(
+        feeds=[
+            pb.Feed(handle=CULPRIT, id=BAD, text="abc", answer=answer),
+            pb.Feed(handle=CULPRIT, id=1, text="def"),
+        ]
+    )
+    result = await scene.talk.result(BAD)
+    assert 1 <= result.position <= 3
+    error = scene.front.told(result.error)
+    behind = await scene.talk.result(1)
+    assert scene.front.told(behind.error).reason == "FEED_AFTER_FAILURE"
+    assert [one.done for one in scene.talk.results(BAD)].count(True) == 1
+    again = await scene.talk.feed("d", handle=CULPRIT, id=2, position=result.position)
+    assert again.position == result.position + 1
+    _check_log(scene, error, "feed_failed")
+    return error
+
+
+async def _unforeseen_in_a_stream(scene: Scene) -> Any:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("SECRET")
+
+    await scene.say()
+    async with scene.front.talk() as talk:
+        await talk.open()
+        scene.patch.setattr(scene.front.registry, "reset", broken)
+        await talk.say(resets=[pb.Reset()])
+        error = await talk.ending()
+    _check_log(scene, error, "unforeseen")
+    return error
+
+
 async def _unforeseen_in_a_call(scene: Scene) -> Any:
     def broken(*_: Any) -> None:
         raise RuntimeError("SECRET")
@@ -712,6 +757,10 @@ CASES: dict[str, Case] = {
         {"error_id": ANY}, _step_fails, mistakes=("feed_failed",)),
     "the unforeseen, in a feed": Case("INTERNAL", StatusCode.INTERNAL, "the log", {"error_id": ANY},
         _unforeseen_in_a_feed, mistakes=("feed_failed",)),
+    "the unforeseen, in an answer": Case("INTERNAL", StatusCode.INTERNAL, "the log", {"error_id": ANY},
+        _unforeseen_in_an_answer, mistakes=("feed_failed", "waiter_failed")),
+    "the unforeseen, in a stream": Case("INTERNAL", StatusCode.INTERNAL, "the log", {"error_id": ANY},
+        _unforeseen_in_a_stream, mistakes=("unforeseen",)),
     "the unforeseen, in a call": Case("INTERNAL", StatusCode.INTERNAL, "the log", {"error_id": ANY},
         _unforeseen_in_a_call, mistakes=("unforeseen",)),
 }

@@ -65,6 +65,7 @@ async def test_all_sessions_page_by_page(front: Any) -> None:
         whole = await listed(front)
         assert [session.position for session in whole.sessions] == list(range(1, 8))
         assert whole.next_page_token == ""
+        assert (await listed(front, page_size=7)).next_page_token == "", "no empty page follows a full one"
         first = await listed(front, page_size=3)
         assert [session.position for session in first.sessions] == [1, 2, 3]
         await front.session.CloseSession(session_pb2.CloseSessionRequest(session_id="session 1"))

@@ -40,10 +40,11 @@ class Sessions:
                 f"page_token {token!r} is not from an earlier page; leave it empty for the first."
             )
         size = min(request.page_size or PAGE_SIZE_DEFAULT, self._settings.sessions_page_max)
-        page = self._registry.page(int(token or "0"), size)
+        found = self._registry.page(int(token or "0"), size + 1)  # one more, to know whether this is the last
+        page = found[:size]
         return session_pb2.ListSessionsResponse(
             sessions=[self._describe(session) for session in page],
-            next_page_token=str(page[-1].serial) if len(page) == size else "",
+            next_page_token=str(page[-1].serial) if len(found) > size else "",
         )
 
     def close(self, request: session_pb2.CloseSessionRequest) -> session_pb2.CloseSessionResponse:

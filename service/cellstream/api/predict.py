@@ -236,9 +236,9 @@ class PredictStream:
             result.feed_id = queued.id
             # A run of steps ends at the progress's position; where it is split, its parts end before.
             result.position = progress.position - (steps - last)
-            result.done = progress.done and whole
             if last > first:
                 convert.write_predictions(result.predictions, progress, slice(first, last))
+            result.done = progress.done and whole  # last: if the predictions fail, an error follows
             if whole:
                 break
             first = last

@@ -11,6 +11,7 @@ import heapq
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -524,7 +525,7 @@ class Registry:
             session.slot,
             ready.inputs,
             ready.answer,
-            lambda feed, progress: self._progress(handle, feed, progress),
+            partial(self._progress, handle),
             queued.received_at,
             sampling=ready.sampling,
         )
@@ -542,12 +543,21 @@ class Registry:
             self._log_failure(handle, queued, progress.error)
         try:
             handle.stream.listener.result(handle, queued, progress)
-        finally:  # a listener that raises has its feed ended all the same
-            if progress.done or feed.finished:
-                handle.current = handle.feed = None
-                handle.stream.queued_tokens -= queued.size
-                self._touch(session)
-                self._advance(handle)
+        except Exception as unforeseen:  # the answer cannot be given, so the feed ends here, and says so
+            session.served.engine.withdraw(feed)
+            mistake = InternalError.with_new_id()
+            mistake.__cause__ = unforeseen
+            handle.current = handle.feed = None
+            handle.failed = True
+            self._fail(handle, queued, mistake)
+            self._touch(session)
+            self._advance(handle)
+            raise
+        if progress.done or feed.finished:
+            handle.current = handle.feed = None
+            handle.stream.queued_tokens -= queued.size
+            self._touch(session)
+            self._advance(handle)
 
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
         handle.stream.queued_tokens -= queued.size
