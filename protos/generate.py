@@ -28,10 +28,7 @@ def write_stubs(output: Path) -> None:
     subprocess.run(
         [
             *(sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}"),
-            *(
-                f"--plugin={plugin}={scripts / plugin}"
-                for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
-            ),
+            *(f"--plugin={plugin}={scripts / plugin}" for plugin in PLUGINS),
             *(f"--{kind}_out={output}" for kind in ("python", "grpc_python")),
             *(f"--{kind}_out=quiet:{output}" for kind in ("mypy", "mypy_grpc")),
             *(str(ROOT / "protos" / PACKAGE / f"{name}.proto") for name in FILES),

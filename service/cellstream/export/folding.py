@@ -66,11 +66,9 @@ def _fold_layer(config: StackConfig, weights: Weights, layer: int) -> dict[str, 
         _in_graph_order(config, weights[of_layer + name])
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
+    state_bias = np.zeros_like(bias_hh)
     if config.cell == "gru":  # what the reset gate multiplies stays apart from what it does not
-        state_bias = np.zeros_like(bias_hh)
         state_bias[-config.hidden_size :] = bias_hh[-config.hidden_size :]
-    else:
-        state_bias = np.zeros_like(bias_hh)
     bias = bias_ih + bias_hh - state_bias
 
     folded: dict[str, NDArray[np.float64]] = {}
