@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+from pathlib import Path
 
 import pytest
 
-from cellstream.errors import DigestMismatch, ManifestInvalid, ModelFileMissing
+from cellstream.errors import DigestMismatch, ManifestInvalid, ModelFileMissing, RepositoryError
 from cellstream.repository import load_version
 
 FILES = ("model.onnx", "head.onnx", "weights.bin", "tokenizer.json")
@@ -27,6 +30,12 @@ def test_card_is_read(directory, replace_file) -> None:
     """GetModel and `cellstream inspect` show it."""
     replace_file("CARD.md", "# Tiny, naïve\n".encode())
     assert load_version(directory).load_card() == "# Tiny, naïve\n"
+
+
+def test_card_in_another_encoding_is_shown_as_well_as_can_be(directory, replace_file) -> None:
+    """It is for people alone, and no reason not to serve."""
+    replace_file("CARD.md", "na\xefve".encode("latin-1"))
+    assert load_version(directory).load_card() == "na\ufffdve"
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -79,6 +88,21 @@ def test_folder_in_a_files_place_is_refused(directory) -> None:
     (directory / "weights.bin").unlink()
     (directory / "weights.bin").mkdir()
     with pytest.raises(ModelFileMissing, match=r"weights\.bin is not there"):
+        load_version(directory)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "manifest.json"])
+def test_file_that_cannot_be_read_is_named(directory, name, monkeypatch) -> None:
+    """A disk that fails, or the rights of another user, are told as all else that keeps a model away."""
+    real = io.open
+
+    def failing(file, *arguments, **named) -> object:
+        if Path(file).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, *arguments, **named)
+
+    monkeypatch.setattr(io, "open", failing)  # a test that is run by root may read everything
+    with pytest.raises(RepositoryError, match=f"cannot be read: .*Permission denied.*{name}"):
         load_version(directory)
 
 

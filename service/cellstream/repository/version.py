@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellstream.errors import DigestMismatch, ModelFileMissing
+from cellstream.errors import DigestMismatch, ModelFileMissing, RepositoryError
 from cellstream.repository.manifest import MANIFEST_FILE, Manifest
 from cellstream.repository.signature import check_signatures
 
@@ -47,7 +47,7 @@ class ModelVersion:
         """Read its card, Markdown; empty if it has none."""
         if CARD_FILE not in self.manifest.files:
             return ""
-        return (self.directory / CARD_FILE).read_text(encoding="utf-8")
+        return (self.directory / CARD_FILE).read_text(encoding="utf-8", errors="replace")
 
     def __repr__(self) -> str:
         return f"<ModelVersion {self.manifest.name}/{self.manifest.version} in {str(self.directory)!r}>"
@@ -65,13 +65,15 @@ def load_version(directory: Path) -> ModelVersion:
     """
     path = directory / MANIFEST_FILE
     try:
+        if not path.is_file():
+            raise ModelFileMissing(
+                f"{path} is not there: expected a model's version in this folder.", file=path
+            )
         contents = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelFileMissing(
-            f"{path} is not there: expected a model's version in this folder.", file=path
-        ) from None
-    manifest = Manifest.from_json(contents, where=str(path))
-    _check_files(manifest, directory)
+        manifest = Manifest.from_json(contents, where=str(path))
+        _check_files(manifest, directory)
+    except OSError as error:
+        raise RepositoryError(f"{directory} cannot be read: {error}.", directory=directory) from error
     check_signatures(manifest, directory)
     return ModelVersion(manifest, directory, hashlib.sha256(contents).hexdigest())
 
