@@ -208,6 +208,37 @@ async def test_nobody_there_is_told_soon_and_in_words() -> None:
                 await asked
 
 
+async def test_no_time_is_no_wait(process: Any) -> None:
+    """Who counts down a deadline of his own comes to 0, and wants to wait no longer, not the default."""
+    async with Client(process.target, settings=QUICK) as client, client.session("alice") as session:
+        process.send(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(ConnectionLost, match="no word about a feed for 0 s"):
+                    await session.predict("a", timeout_seconds=0)
+                with pytest.raises(ConnectionLost):
+                    await client.models(timeout_seconds=0)
+        finally:
+            process.send(signal.SIGCONT)
+
+
+async def test_calls_in_flight_when_the_client_closes_say_so(process: Any) -> None:
+    """By gRPC they are cancelled, as if their tasks had been cancelled: which would end a task that nobody ended."""
+    async with Client("127.0.0.1:1") as unconnected, Client(process.target) as client:
+        await client.models()
+        process.send(signal.SIGSTOP)
+        try:
+            calls = [unconnected.models(), client.models(), anext(client.generate("a"))]
+            asked = [asyncio.ensure_future(call) for call in calls]
+            await asyncio.wait(asked, timeout=0.1)  # until they wait, whatever for
+            await asyncio.gather(unconnected.close(), client.close())
+            for one in asked:
+                with pytest.raises(ConnectionLost, match="the client was closed"):
+                    await one
+        finally:
+            process.send(signal.SIGCONT)
+
+
 async def test_a_server_that_comes_up_meanwhile_is_met(tiny: Path, unused_tcp_port: int) -> None:
     """Both start together in a compose file; the client must not depend on being second."""
     async with Client(f"127.0.0.1:{unused_tcp_port}") as client:

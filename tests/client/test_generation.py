@@ -14,6 +14,7 @@ from cellstream import (
     PromptEmpty,
     SessionIdInvalid,
     TakenOver,
+    TextNotEncodable,
     TokenOutOfRange,
 )
 from cellstream.testing import RunningServer, running_server
@@ -217,6 +218,8 @@ async def test_what_cannot_be_generated_is_refused(many: Path) -> None:
             client.generate("a", seed=-1)
         with pytest.raises(TokenOutOfRange):
             client.generate([-1])
+        with pytest.raises(TextNotEncodable):
+            client.generate("\ud800")
         with pytest.raises(SessionIdInvalid):
             client.session().generate("a")
 

@@ -1,4 +1,6 @@
 import asyncio
+import re
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,24 @@ async def test_modes_refuse_what_they_must(client: Client) -> None:
     await client.session("alice", mode="attach").open()
 
 
+async def test_a_refused_open_leaves_nothing_to_close(client: Client, server: RunningServer) -> None:
+    """Its handle is free at once; a Close for it would be refused too, and counted as another fault."""
+    with pytest.raises(SessionUnknown):
+        await client.session("alice", mode="attach").open()
+    await client.session("bob").open()  # behind what the refused one might have sent
+
+    def scrape() -> str:
+        url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            text: str = response.read().decode()
+        return text
+
+    reasons = re.findall(
+        r'^cellstream_(\w+)_total\{reason="(\w+)"\} ([1-9].*)$', await asyncio.to_thread(scrape), re.M
+    )
+    assert reasons == [("errors", "SESSION_UNKNOWN", "1.0")]
+
+
 async def test_reset_goes_back_to_the_start(client: Client) -> None:
     """Behind the feeds in flight, and with failures forgotten."""
     async with client.session() as session:
@@ -331,6 +351,16 @@ async def test_wrong_inputs_are_refused_before_they_are_sent(client: Client) -> 
         sending.append(await other.send("def"))
         assert [(await one).position for one in sending] == [3, 6]
         assert (await session.predict("abc")).position == 3
+
+
+async def test_a_misspelt_option_is_refused(client: Client) -> None:
+    """Passed over, it would be an answer without what was asked for, and no word why."""
+    with pytest.raises(TypeError, match="no option 'gate'; there are want, top_k"):
+        client.session("alice", gate=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="no option 'timeout'"):
+        await client.session("alice").predict("a", timeout=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="no option 'tokens_max'; there are max_tokens"):
+        client.generate("a", tokens_max=1)  # type: ignore[call-arg]
 
 
 async def test_senders_wait_while_too_much_is_unsent(server: RunningServer) -> None:

@@ -119,7 +119,7 @@ class Client:
             generate_request(
                 prompt, sampling, session_id=session_id, model=model, version=version, mode=read_mode(mode)
             ),
-            timeout_seconds or self._connection.settings.timeout_seconds,
+            self._connection.seconds(timeout_seconds),
         )
 
     async def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:

@@ -92,6 +92,29 @@ class Connection:
             pass
         return channel
 
+    @asynccontextmanager
+    async def calling(self) -> AsyncIterator[None]:
+        """Makes our errors of what a call on the channel ends with.
+
+        Raises:
+            CellstreamError: What the server refused it for, or why it cannot be reached.
+            ConnectionLost: The client was closed meanwhile. gRPC then raises CancelledError, as if the caller
+                had been cancelled, and UsageError where it was still connecting.
+        """
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            task = asyncio.current_task()
+            if self.closed and not (task and task.cancelling()):
+                raise ConnectionLost("the client was closed") from None
+            raise
+
+    def seconds(self, timeout_seconds: float | None) -> float:
+        """How long a call may take: what its caller said, or the client's own bound."""
+        return self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+
     async def ask(
         self,
         method: Callable[[grpc.aio.Channel], Callable[..., Awaitable[Response]]],
@@ -111,11 +134,9 @@ class Connection:
         Raises:
             CellstreamError: What the server refused it for, or why it cannot be reached.
         """
-        channel = await self.connected() if wait else self.channel
-        try:
-            return await method(channel)(request, timeout=timeout_seconds or self.settings.timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        async with self.calling():
+            channel = await self.connected() if wait else self.channel
+            return await method(channel)(request, timeout=self.seconds(timeout_seconds))
 
     async def close(self) -> None:
         """Ends the conversation, then the channel. Again: nothing."""

@@ -6,7 +6,7 @@ frames) is refused here; all else the server judges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -120,7 +120,9 @@ def read_answer(options: AnswerOptions) -> pb.Answer:
 
     Raises:
         AnswerUnsupported: `want` is no word of ours, or `top_k` is negative.
+        TypeError: There is no option of that name.
     """
+    check_names(options, AnswerOptions)
     answer = pb.Answer(
         log_probabilities=options.get("log_probabilities", False),
         score=options.get("score", False),
@@ -136,6 +138,20 @@ def read_answer(options: AnswerOptions) -> pb.Answer:
             raise AnswerUnsupported(f"top_k is a count, not {options['top_k']}")
         answer.top_k = options["top_k"]
     return answer
+
+
+def check_names(options: Mapping[str, object], known: type) -> None:
+    """Refuses a misspelt option, as Python does where arguments are not gathered in a dict.
+
+    Args:
+        options: What was given, by name.
+        known: The TypedDict that has all names.
+
+    Raises:
+        TypeError: There is no option of that name.
+    """
+    for name in options.keys() - known.__annotations__.keys():
+        raise TypeError(f"there is no option {name!r}; there are {', '.join(known.__annotations__)}")
 
 
 def _encode_array(given: NDArray[Any]) -> Encoded:

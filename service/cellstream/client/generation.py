@@ -15,8 +15,7 @@ from typing import Literal, Protocol, Self, TypeAlias, TypedDict
 import grpc
 
 from cellstream.client.connection import Connection, bounded
-from cellstream.client.feeds import fill_ids
-from cellstream.client.status import from_rpc_error
+from cellstream.client.feeds import check_names, encode, fill_ids
 from cellstream.errors import ConnectionLost, GenerationInvalid
 from cellstream.v1 import prediction_pb2 as pb
 from cellstream.v1 import prediction_pb2_grpc
@@ -124,12 +123,9 @@ class Generation(AsyncIterator[Piece]):
         if self._over:
             raise StopAsyncIteration
         try:
-            async with bounded(self._timeout_seconds, "the next piece"):
+            async with self._connection.calling(), bounded(self._timeout_seconds, "the next piece"):
                 call = self._call or await self._start()
                 response = await call.read()
-        except grpc.aio.AioRpcError as error:
-            self._end()
-            raise from_rpc_error(error) from None
         except BaseException:
             self._end()
             raise
@@ -204,7 +200,10 @@ def generate_request(
     Raises:
         GenerationInvalid: A number is not one that its field can hold.
         TokenOutOfRange: An id of the prompt is negative or beyond 32 bits.
+        TextNotEncodable: The prompt has half a surrogate pair: UTF-8 has no bytes for it.
+        TypeError: There is no setting of that name.
     """
+    check_names(sampling, SamplingOptions)
     stop = sampling.get("stop", ())
     request = pb.GenerateRequest(
         session_id=session_id,
@@ -225,6 +224,7 @@ def generate_request(
     except ValueError as error:
         raise GenerationInvalid(f"a setting of the generation is out of range: {error}") from error
     if isinstance(prompt, str):
+        encode(prompt)
         request.text = prompt
     elif prompt is not None:
         fill_ids(request.tokens, prompt)

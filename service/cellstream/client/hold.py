@@ -262,7 +262,7 @@ class Hold:
         loop, settings = asyncio.get_running_loop(), self._connection.settings
         give_up_at = loop.time() + settings.connect_timeout_seconds
         pause_seconds = 0.01
-        async with bounded(timeout_seconds or settings.timeout_seconds, "an open"):
+        async with bounded(self._connection.seconds(timeout_seconds), "an open"):
             while True:
                 try:
                     return await self._attach_once(message)
@@ -284,13 +284,14 @@ class Hold:
         conversation.wake()
         try:
             await self._opening
-        except BaseException:
-            # It may yet be opened, and nobody would feed it: whatever comes is let go of.
-            conversation.leave(self.handle)
-            if conversation.ended is None:
-                conversation.outbox.close(self.key, self.handle, keep=bool(self._name))
-                conversation.wake()
+        except BaseException as error:
             self._conversation = None
+            if not isinstance(error, CellstreamError):  # with an Open that fails its handle is gone
+                # It may yet be opened, and nobody would feed it: whatever comes is let go of.
+                conversation.leave(self.handle)
+                if conversation.ended is None:
+                    conversation.outbox.close(self.key, self.handle, keep=bool(self._name))
+                    conversation.wake()
             raise
         finally:
             self._opening = None
@@ -303,7 +304,7 @@ class Hold:
         self._conversation.outbox.close(self.key, self.handle, keep=keep)
         self._conversation.wake()
         try:
-            async with bounded(timeout_seconds or self._connection.settings.timeout_seconds, "a close"):
+            async with bounded(self._connection.seconds(timeout_seconds), "a close"):
                 await self._closing
         except BaseException as error:
             if self.standing is Standing.HELD:

@@ -275,7 +275,7 @@ class Session:
         encoded = encode(given)
         check_size(encoded, self._connection.settings.message_bytes_max)
         wanted = read_answer(self._options | answer) if answer else None
-        timeout_seconds = timeout_seconds or self._connection.settings.timeout_seconds
+        timeout_seconds = self._connection.seconds(timeout_seconds)
         while True:
             feed_id, position = self._ledger.next_feed()
             conversation = self._hold.conversation
@@ -312,7 +312,7 @@ class Session:
         self._ledger.reset_sent(reset)
         conversation.outbox.reset(self._hold.key, self._hold.handle)
         conversation.wake()
-        async with bounded(timeout_seconds or self._connection.settings.timeout_seconds, "a reset"):
+        async with bounded(self._connection.seconds(timeout_seconds), "a reset"):
             await reset
 
     def generate(
@@ -346,6 +346,6 @@ class Session:
         return Generation(
             self._connection,
             generate_request(prompt, sampling, session_id=self._name, mode=pb.MODE_ATTACH),
-            timeout_seconds or self._connection.settings.timeout_seconds,
+            self._connection.seconds(timeout_seconds),
             self._hold,
         )
