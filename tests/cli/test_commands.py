@@ -112,6 +112,12 @@ def test_a_failure_is_one_line_with_its_reason(run: Run) -> None:
     assert len(failed.err.splitlines()) == 1
 
 
+def test_an_argument_that_is_not_utf8_is_named(run: Run) -> None:
+    """As a name typed in an old terminal's encoding; the shell hands it on as it is."""
+    failed = run("sessions", b"\xff".decode(errors="surrogateescape"))
+    assert (failed.code, failed.err) == (1, "Error: an argument is not UTF-8: '\\udcff'.\n")
+
+
 BROKEN = "import cellstream.client as c; c.Client.models = lambda self: 1 / 0"
 
 

@@ -100,6 +100,8 @@ def _in_plain_words(command: str, error: Exception) -> tuple[str, str]:
         return f"{error.message}. {hint}", error.reason
     if isinstance(error, CellstreamError):
         return error.message, error.reason
+    if isinstance(error, UnicodeEncodeError):
+        return f"an argument is not UTF-8: {error.object!r}.", ""
     if isinstance(error, OSError):
         return str(error), ""
     return f"{type(error).__name__}: {error}. `cellstream --debug {command} ...` shows where.", "INTERNAL"
