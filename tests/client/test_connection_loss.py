@@ -223,7 +223,7 @@ async def test_no_time_is_no_wait(process: Any) -> None:
 
 
 async def test_calls_in_flight_when_the_client_closes_say_so(process: Any) -> None:
-    """By gRPC they are cancelled, as if their tasks had been cancelled: which would end a task that nobody ended."""
+    """By gRPC they are cancelled as if by their callers: that would end tasks which nobody ended."""
     async with Client("127.0.0.1:1") as unconnected, Client(process.target) as client:
         await client.models()
         process.send(signal.SIGSTOP)
