@@ -8,7 +8,7 @@ session ids, streams, handles or text.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,7 @@ class Answer:
         score: The log-probability of each answering step's token, given all before it.
         states: The state tensors after each answering step.
         gates: The gates of each answering step.
+        detailed: Whether there is more to answer than the most likely tokens.
     """
 
     want: Want = Want.LAST
@@ -44,6 +45,12 @@ class Answer:
     score: bool = False
     states: bool = False
     gates: bool = False
+    detailed: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Asked for every row of every step, so it is worked out once.
+        detailed = self.log_probabilities or self.score or self.states or self.gates
+        object.__setattr__(self, "detailed", detailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,7 @@ class Progress:
     outputs: dict[str, NDArray[np.float32]] | None = None
     states: dict[str, NDArray[np.float32]] | None = None
     gates: dict[str, NDArray[np.float32]] | None = None
-    made: list[int] = field(default_factory=list)
+    made: Sequence[int] = ()
     error: CellstreamError | None = None
 
 

@@ -14,12 +14,12 @@ slots taken and given back. What a turn keeps:
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from cellstream.engine.batch import Call, Feed, Progress, Want
@@ -32,14 +32,14 @@ from cellstream.engine.slab import Slab
 from cellstream.errors import CellstreamError, InternalError, NonFinite, StepFailed
 from cellstream.repository import ModelVersion
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 Told = list[tuple[Feed, Progress]]
 """What is to be told to whom, once a turn has committed everything."""
 
 
 def _log_waiter_error(error: BaseException) -> None:
-    log.error("on_progress raised; the turn went on", exc_info=error)
+    log.error("waiter_failed", exc_info=error)
 
 
 class Engine:
@@ -197,14 +197,14 @@ class Engine:
         told: Told = []
         tokens = 0
         try:
-            self._look_ahead(feeds, batch.steps)
             tokens = self._step(feeds, batch.steps, told)
         except Exception as error:
             # Our own mistake, or no memory; whatever it is, nobody is left waiting for an answer.
-            log.exception("a turn failed")
+            failure = InternalError.with_new_id()
+            log.exception("call_failed", error_id=failure.values["error_id"])
             for feed in feeds:
                 if self._scheduler.waiting.get(feed.slot) is feed:
-                    self._fail(feed, InternalError("the call failed; it was not committed"), error, told)
+                    self._fail(feed, failure, error, told)
         finally:
             self._tell(told)
         return Call(
@@ -217,20 +217,13 @@ class Engine:
 
     def _look_ahead(self, feeds: Sequence[Feed], steps: int) -> None:
         """Sees to the predictions before the next tokens, for rows that score or sample, and draws tokens."""
-        predicted = [feed for feed in feeds if feed.sampling is not None or feed.answer.score]
-        if not predicted:
-            return
         missing = [
-            feed
-            for feed in predicted
-            if feed.slot not in self._before and self._needs_prediction(feed, steps)
+            feed for feed in feeds if feed.slot not in self._before and self._needs_prediction(feed, steps)
         ]
         if missing:
             slots = _slots(missing)
             self._before.update(zip(slots.tolist(), self._graph.head(self._slab.rows(slots)), strict=True))
-        drawing = [
-            feed for feed in predicted if feed.sampling is not None and feed.applied == len(feed.inputs)
-        ]
+        drawing = [feed for feed in feeds if feed.sampling is not None and feed.applied == len(feed.inputs)]
         if drawing:
             predictions = np.stack([self._before[feed.slot] for feed in drawing])
             samplings = [feed.sampling for feed in drawing if feed.sampling is not None]
@@ -256,8 +249,11 @@ class Engine:
         Returns:
             How many tokens were committed.
         """
+        special = [feed for feed in feeds if feed.answer.detailed or feed.sampling is not None]
+        if special:
+            self._look_ahead(special, steps)
         slots = _slots(feeds)
-        gates = any(feed.answer.gates for feed in feeds)
+        gates = any(feed.answer.gates for feed in special)
         buffers = self._graph.buffers(len(feeds), steps, gates)
         self._fill(buffers.inputs, feeds, steps)
         self._slab.gather(slots, buffers.states)
@@ -289,7 +285,6 @@ class Engine:
         if len(feeds) > 1:
             return sum(self._step([feed], steps, told) for feed in feeds)
         for token in range(steps):
-            self._look_ahead(feeds, 1)
             if not self._step(feeds, 1, told):
                 return token
         return steps
@@ -307,7 +302,7 @@ class Engine:
     def _commit(self, feeds: Sequence[Feed], slots: NDArray[np.int64], results: Buffers, told: Told) -> int:
         """Makes the answers, then puts states, positions and feeds on: what can fail comes first."""
         steps = results.steps
-        positions = self._slab.positions[slots] + steps
+        positions = self._slab.positions.take(slots) + steps
         settled = settle(self.manifest, feeds, results, positions.tolist(), self._before)
         kept: dict[int, NDArray[np.float32]] = {}
         if settled.continued and not self._step_by_step:
@@ -373,10 +368,9 @@ def _rows_not_finite(results: Buffers) -> set[int]:
     NaN or an infinity by sums and products, as a state from the one before it, is not finite either.
     """
     # One pass and no array of flags: half of what isfinite costs. A sum of squares is finite only if every
-    # number is, and the other way round below 1e19.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(results.results.dot(results.results)):
-            return set()
+    # number is, and the other way round below 1e19. Unlike dot, vdot does not warn where it overflows.
+    if math.isfinite(np.vdot(results.results, results.results)):
+        return set()
     found = np.zeros(results.rows, dtype=bool)
     for array in results.outputs:
         found |= ~np.isfinite(array).all(axis=(0, *range(2, array.ndim)))

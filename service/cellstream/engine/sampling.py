@@ -41,13 +41,14 @@ def top(log_probabilities: NDArray[np.float32], k: int) -> tuple[NDArray[np.int6
     Returns:
         Their ids and their log-probabilities, each [rows, k].
     """
-    rows = np.arange(len(log_probabilities))
     if k == 1:
-        ids = log_probabilities.argmax(axis=1)
-        return ids[:, np.newaxis], log_probabilities[rows, ids][:, np.newaxis]
+        ids = log_probabilities.argmax(1)
+        places = ids + np.arange(0, log_probabilities.size, log_probabilities.shape[1])
+        return ids[:, np.newaxis], log_probabilities.ravel().take(places)[:, np.newaxis]
     if k > _ROUNDS_MAX:
         ranked = _ranking(log_probabilities)[:, :k]
         return ranked, np.take_along_axis(log_probabilities, ranked, axis=1)
+    rows = np.arange(len(log_probabilities))
     left = log_probabilities.copy()
     ids = np.empty((len(rows), k), np.int64)
     values = np.empty((len(rows), k), np.float32)

@@ -54,11 +54,12 @@ def settle(
         before: By slot, the log-probabilities before the call, for feeds that score.
     """
     steps = results.steps
-    rows: list[int] = []  # Those that are told something; of each of them:
-    counts: list[int] = []  # how many steps answer, always the call's last ones,
-    endings: list[bool] = []  # whether it is over.
-    alike: dict[tuple[int, int], list[int]] = {}  # Places in `rows`, by (top_k, how many steps answer).
-    detailed: list[int] = []  # Places with more to tell than the most likely tokens.
+    told: list[tuple[Feed, Progress]] = []
+    # By (top_k, how many steps answer): rows, and the progress of each that waits for its most likely tokens.
+    ranked: dict[tuple[int, int], tuple[list[int], list[Progress]]] = {}
+    ids_later: list[int] = []
+    values_later: list[float] = []
+    detailed: dict[int, tuple[Feed, Progress]] = {}  # Rows with more to tell than those.
     ended: list[Feed] = []
     continued: list[int] = []
     for row, feed in enumerate(feeds):
@@ -79,58 +80,42 @@ def settle(
             count = 0
         else:
             continue
-        if count:
-            if top_k := answer.top_k:
-                if (key := (top_k, count)) in alike:
-                    alike[key].append(len(rows))
-                else:
-                    alike[key] = [len(rows)]
-            if answer.score or answer.log_probabilities or answer.states or answer.gates:
-                detailed.append(len(rows))
-        if feed.made:
-            detailed.append(len(rows))
+        if count and (top_k := answer.top_k):
+            progress = Progress(positions[row], ends, count, ids_later, values_later)
+            key = top_k, count
+            if key not in ranked:
+                ranked[key] = [], []
+            rows, progresses = ranked[key]
+            rows.append(row)
+            progresses.append(progress)
+        else:
+            progress = Progress(positions[row], ends, count)
+        if feed.made or answer.detailed:
+            detailed[row] = feed, progress
         if ends:
             ended.append(feed)
-        rows.append(row)
-        counts.append(count)
-        endings.append(ends)
-    if not rows:
-        return Settled([], ended, continued)
-
-    predictions = results.outputs[0]
-    if len(rows) < len(feeds):
-        feeds = [feeds[row] for row in rows]
-        positions = [positions[row] for row in rows]
-    if len(alike) == 1 and len(next(iter(alike.values()))) == len(predictions[0]):
-        ((top_k, count),) = alike
-        ids, values = _most_likely(predictions, top_k, count)
-    else:
-        ids = [[] for _ in rows]
-        values = [[] for _ in rows]
-        for (top_k, count), places in alike.items():
-            found = _most_likely(predictions[:, [rows[place] for place in places]], top_k, count)
-            for place, its_ids, its_values in zip(places, *found, strict=True):
-                ids[place], values[place] = its_ids, its_values
-    told = [
-        (feed, Progress(position, ends, count, its_ids, its_values, None, None, None, None, []))
-        for feed, position, ends, count, its_ids, its_values in zip(
-            feeds, positions, endings, counts, ids, values, strict=True
-        )
-    ]
+        told.append((feed, progress))
+    for (top_k, count), (rows, progresses) in ranked.items():
+        predictions = results.outputs[0][steps - count :]
+        if len(rows) < len(feeds):
+            predictions = predictions[:, rows]
+        # Each list belongs to one progress only.
+        for progress, ids, values in zip(progresses, *_most_likely(predictions, top_k), strict=True):
+            progress.top_ids, progress.top_log_probabilities = ids, values
     if detailed:
-        _add_details(manifest, {rows[place]: told[place] for place in detailed}, results, before)
+        _add_details(manifest, detailed, results, before)
     return Settled(told, ended, continued)
 
 
 def _most_likely(
-    log_probabilities: NDArray[np.float32], top_k: int, count: int
+    log_probabilities: NDArray[np.float32], top_k: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """For each row, the ids and log-probabilities of its last `count` steps, count × top_k, best first."""
+    """For each row of [steps, rows, vocabulary], ids and log-probabilities: steps × top_k, best first."""
     steps, rows, vocabulary = log_probabilities.shape
-    ids, values = sampling.top(log_probabilities[steps - count :].reshape(count * rows, vocabulary), top_k)
-    if count > 1:
-        ids = ids.reshape(count, rows, top_k).swapaxes(0, 1).reshape(rows, count * top_k)
-        values = values.reshape(count, rows, top_k).swapaxes(0, 1).reshape(rows, count * top_k)
+    ids, values = sampling.top(log_probabilities.reshape(steps * rows, vocabulary), top_k)
+    if steps > 1:
+        ids = ids.reshape(steps, rows, top_k).swapaxes(0, 1).reshape(rows, steps * top_k)
+        values = values.reshape(steps, rows, top_k).swapaxes(0, 1).reshape(rows, steps * top_k)
     return ids.tolist(), values.tolist()
 
 
