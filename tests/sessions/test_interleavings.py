@@ -69,8 +69,8 @@ class Told:
         session_id = handle.session.id
         self.names[handle.number] = session_id
         self.failed.discard(handle.number)
-        self.machine.fed_at[session_id] = self.machine.clock()
         if created:
+            self.machine.fed_at[session_id] = self.machine.clock()
             assert session_id not in self.machine.absorbed, "a session that was there is not created again"
             self.machine.absorbed[session_id] = ()
         assert handle.position == len(self.machine.absorbed[session_id])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from cellstream.engine import Engine
 from cellstream.errors import ModelUnknown, SettingsInvalid, VersionUnknown
@@ -29,12 +30,12 @@ class Served:
     engine: Engine
     tokenizer: Tokenizer | None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The model's name."""
         return self.manifest.name
 
-    @property
+    @cached_property
     def version(self) -> str:
         """The version, as the wire writes it."""
         return str(self.manifest.version)

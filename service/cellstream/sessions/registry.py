@@ -19,28 +19,14 @@ import structlog
 from cellstream.engine import Feed, Progress
 from cellstream.errors import (
     CellstreamError,
-    Draining,
-    FeedAfterFailure,
-    HandleInUse,
-    HandleUnknown,
     InternalError,
-    ModelMismatch,
     NonFinite,
-    PositionMismatch,
     QueueTimeout,
     RequestError,
     ServerError,
-    SessionClosed,
-    SessionExists,
-    SessionExpired,
-    SessionIdInvalid,
-    TakenOver,
-    TooManyHandles,
-    TooManySessions,
-    TooManyStreams,
 )
 from cellstream.metrics import Metrics
-from cellstream.sessions import life
+from cellstream.sessions import life, refusals
 from cellstream.sessions.catalogue import Catalogue, Served
 from cellstream.sessions.endings import Ending, Endings
 from cellstream.sessions.session import (
@@ -120,14 +106,9 @@ class Registry:
             TooManyStreams: All that the server takes are open.
         """
         if self.draining:
-            raise self._going_away()
+            raise refusals.draining(self._settings)
         if len(self.streams) >= self._settings.streams_max:
-            raise TooManyStreams(
-                f"{self._settings.streams_max} streams are open, and that is all this server takes; try "
-                "again later, or put more sessions on one stream.",
-                streams_max=self._settings.streams_max,
-                retry_after_seconds=self._settings.retry_after_seconds,
-            )
+            raise refusals.too_many_streams(self._settings)
         stream = Stream(listener)
         self.streams.add(stream)
         self._metrics.streams_opened.inc()
@@ -169,25 +150,12 @@ class Registry:
             HandleInUse: The stream uses this number already.
         """
         if number in stream.handles:
-            raise HandleInUse(
-                f"handle {number} is in use on this stream; close it and wait for its event, or use another "
-                "number.",
-                handle=number,
-            )
+            raise refusals.handle_in_use(number)
         stream.former.pop(number, None)
         if len(stream.handles) >= self._settings.stream_handles_max:
-            self._refuse(
-                stream,
-                number,
-                request,
-                TooManyHandles(
-                    f"this stream uses {len(stream.handles)} handles, and that is all it may; close one, or "
-                    "open "
-                    "another stream.",
-                    handles_max=self._settings.stream_handles_max,
-                    retry_after_seconds=self._settings.retry_after_seconds,
-                ),
-            )
+            error = refusals.too_many_handles(self._settings)
+            stream.remember(number, error, self._settings.stream_handles_max)
+            stream.listener.refused(number, request.session_id, error)
             return
         handle = Handle(stream, number)
         stream.handles[number] = handle
@@ -238,7 +206,7 @@ class Registry:
             SessionUnknown, SessionExpired, SessionClosed: There is none.
         """
         if not session_id:
-            raise SessionIdInvalid("session_id is empty; name the session.")
+            raise refusals.session_id_empty("this")
         session = self._sessions.get(session_id)
         if session is None:
             raise self._endings.missing(session_id)
@@ -260,12 +228,7 @@ class Registry:
         """
         session = self.get(session_id)
         position = session.position
-        self._end(
-            session,
-            life.Event.CLOSE,
-            life.Cause.CLOSED,
-            SessionClosed("the session was closed.", position=position),
-        )
+        self._end(session, life.Event.CLOSE, life.Cause.CLOSED, refusals.session_closed(position))
         return position
 
     def hash(self, session: Session) -> str:
@@ -291,27 +254,18 @@ class Registry:
             for handle in list(stream.handles.values()):
                 handle.waiting_opens.clear()
                 if handle.session is None:
-                    self._refuse_handle(handle, "", self._going_away())
+                    self._refuse_handle(handle, "", refusals.draining(self._settings))
         for session in list(self):
-            self._end(session, life.Event.DRAIN, life.Cause.DRAINING, self._going_away())
+            self._end(session, life.Event.DRAIN, life.Cause.DRAINING, refusals.draining(self._settings))
 
     def _time_out(self, handle: Handle, now: float) -> None:
         """Fail the handle's feeds that have waited their longest for their first token."""
         overdue = now - self._settings.feed_wait_seconds_max
 
-        def fail(queued: QueuedFeed) -> None:
-            error = QueueTimeout(
-                f"the feed waited {self._settings.feed_wait_seconds_max:g} s and none of it was applied; try "
-                "again, "
-                "with its position.",
-                retry_after_seconds=self._settings.retry_after_seconds,
-            )
-            self._fail(handle, queued, error)
-
         for place, queued in enumerate(handle.queue):
             if isinstance(queued, QueuedFeed) and queued.received_at <= overdue:
                 handle.queue[place] = QueuedFailure()
-                fail(queued)
+                self._fail(handle, queued, refusals.queue_timeout(self._settings))
         current, feed, session = handle.current, handle.feed, handle.session
         if current is not None and feed is not None and session is not None:
             never_applied = feed.applied == 0
@@ -319,7 +273,7 @@ class Registry:
                 session.served.engine.withdraw(feed)
                 handle.current = handle.feed = None
                 handle.failed = True
-                fail(current)
+                self._fail(handle, current, refusals.queue_timeout(self._settings))
                 self._advance(handle)
 
     def _expire(self, now: float) -> None:
@@ -333,11 +287,7 @@ class Registry:
             if not busy or (handle is not None and handle.stream.paused):
                 expired.append(session)
         for session in expired:
-            error = SessionExpired(
-                f"the session was idle for {self._settings.session_idle_seconds:g} s and is gone; open a new "
-                "one.",
-                position=session.position,
-            )
+            error = refusals.session_expired(session.position, self._settings)
             self._end(session, life.Event.EXPIRE, life.Cause.EXPIRED, error)
 
     # ------------------------------------------------------------ opening
@@ -370,25 +320,15 @@ class Registry:
     def _create(self, handle: Handle, request: Open) -> tuple[Session, Ending | None]:
         name = request.session_id
         if len(name.encode()) > self._settings.session_id_bytes_max:
-            raise SessionIdInvalid(
-                f"the session id has {len(name.encode())} bytes; at most "
-                f"{self._settings.session_id_bytes_max} are taken.",
-                session_id_bytes_max=self._settings.session_id_bytes_max,
-            )
+            raise refusals.session_id_long(len(name.encode()), self._settings)
         if request.mode is Mode.ATTACH:
             if not name:
-                raise SessionIdInvalid("MODE_ATTACH needs the id of a session; session_id is empty.")
+                raise refusals.session_id_empty("MODE_ATTACH")
             raise self._endings.missing(name)
         served = self.catalogue.find(request.model, request.version)
         handle.answer = request.load_answer(served)
         if served.engine.slots_taken >= served.engine.slots_max:
-            raise TooManySessions(
-                f"all {served.engine.slots_max} slots of {served.name}/{served.version} are taken; close a "
-                "session, or "
-                "try again later. None is taken from another session.",
-                slots_max=served.engine.slots_max,
-                retry_after_seconds=self._settings.retry_after_seconds,
-            )
+            raise refusals.too_many_sessions(served, self._settings)
         self._serial += 1
         session = Session(
             id=name or secrets.token_urlsafe(16),
@@ -404,39 +344,21 @@ class Registry:
 
     def _attach(self, handle: Handle, request: Open, session: Session) -> None:
         if request.mode is Mode.CREATE:
-            raise SessionExists(
-                f"the session exists, at position {session.position}; attach to it, or choose another id.",
-                position=session.position,
-            )
+            raise refusals.session_exists(session.position)
         served = session.served
         if (request.model or served.name, request.version or served.version) != (served.name, served.version):
-            raise ModelMismatch(
-                f"the session is served by {served.name}/{served.version}, and that never changes; leave "
-                "model and "
-                "version empty, or choose another id.",
-                model=served.name,
-                version=served.version,
-            )
+            raise refusals.model_mismatch(served)
         handle.answer = request.load_answer(served)
         if session.handle is None:
             session.state = life.after(session.state, life.Event.ATTACH)
         else:
             session.state = life.after(session.state, life.Event.TAKE_OVER)
-            error = TakenOver(
-                "another stream or handle opened the session and is its writer now; the position tells what "
-                "was applied.",
-                position=session.position,
-            )
+            error = refusals.taken_over(session.position)
             self._metrics.takeovers.inc()
             waiting = session.handle.waiting_opens
             self._tell_and_detach(session.handle, life.Cause.TAKEN_OVER, error)
             for waiting_handle, _ in waiting:  # the last to ask is the writer: they asked before
                 self._refuse_handle(waiting_handle, session.id, error)
-        self._touch(session)
-
-    def _refuse(self, stream: Stream, number: int, request: Open, error: CellstreamError) -> None:
-        stream.remember(number, error, self._settings.stream_handles_max)
-        stream.listener.refused(number, request.session_id, error)
 
     def _refuse_handle(self, handle: Handle, session_id: str, error: CellstreamError) -> None:
         """The handle's Open failed: it is free again, and all that followed it ends with the same error."""
@@ -477,7 +399,6 @@ class Registry:
             if isinstance(queued, QueuedReset):
                 session.served.engine.reset(session.slot)
                 handle.failed = False
-                self._touch(session)
                 self._metrics.resets.inc()
                 stream.listener.event(handle.number, life.Cause.RESET, 0, None)
             else:
@@ -489,23 +410,13 @@ class Registry:
         if queued.position is not None:
             position = engine.position(session.slot)
             if queued.position != position:
-                error: CellstreamError = PositionMismatch(
-                    f"the client holds {queued.position} tokens to be applied, the session has absorbed "
-                    f"{position}; "
-                    "nothing was applied. Go on from the server's position.",
-                    client_position=queued.position,
-                    server_position=position,
-                )
+                error: CellstreamError = refusals.position_mismatch(queued.position, position)
                 handle.failed = True
                 self._fail(handle, queued, error)
                 return
             handle.failed = False
         elif handle.failed:
-            error = FeedAfterFailure(
-                "an earlier feed of this handle failed; send the position to go on from, or reset the "
-                "session.",
-                position=engine.position(session.slot),
-            )
+            error = refusals.feed_after_failure(engine.position(session.slot))
             self._fail(handle, queued, error)
             return
         try:
@@ -583,7 +494,7 @@ class Registry:
     def _close(self, handle: Handle, session: Session, keep: bool) -> None:
         """A close has reached the head of its queue."""
         waiting = handle.waiting_opens
-        error = HandleUnknown(f"handle {handle.number} was closed; open it again.", handle=handle.number)
+        error = refusals.handle_closed(handle.number)
         self._tell_and_detach(handle, life.Cause.KEPT if keep else life.Cause.CLOSED, error)
         self._move(session, life.Event.LET_GO if keep else life.Event.CLOSE)
         self._open_waiting(waiting)
@@ -637,39 +548,28 @@ class Registry:
         """Move a session that no handle holds along its life."""
         session.state = life.after(session.state, event)
         if session.state is not life.State.ENDED:
-            self._touch(session)
             return
         cause = life.ENDED_BY[event]
         position = session.position
         session.served.engine.give_back(session.slot)
         del self._sessions[session.id]
         self._metrics.sessions_ended.labels(cause).inc()
-        told = log.info if event is life.Event.EXPIRE else log.debug  # the others were asked for
-        told("session_ended", session=self.hash(session), cause=cause, position=position)
+        write = log.info if event is life.Event.EXPIRE else log.debug  # the others were asked for
+        write("session_ended", session=self.hash(session), cause=cause, position=position)
         if session.named and event in (life.Event.CLOSE, life.Event.EXPIRE):
             told = life.Cause.CLOSED if event is life.Event.CLOSE else life.Cause.EXPIRED
             ending = Ending(told, position, self._clock(), self._wall_clock())
             self._endings.remember(session.id, ending)
 
     def _touch(self, session: Session) -> None:
-        """The session is in use: it goes to the end of the order in which sessions expire."""
+        """The session was fed: it goes to the end of the order in which sessions expire."""
         session.fed_at = self._clock()
         del self._sessions[session.id]
         self._sessions[session.id] = session
 
     # ------------------------------------------------------------ errors
 
-    def _going_away(self) -> Draining:
-        return Draining(
-            "the server is going away; open the session elsewhere, or here again when it is back.",
-            retry_after_seconds=self._settings.retry_after_seconds,
-        )
-
     def _not_in_use(self, stream: Stream, number: int) -> CellstreamError:
         if number in stream.handles:
-            return HandleUnknown(
-                f"handle {number} is being closed; wait for its event, then open it.", handle=number
-            )
-        return stream.former.get(number) or HandleUnknown(
-            f"handle {number} is not in use on this stream; open it first.", handle=number
-        )
+            return refusals.handle_closing(number)
+        return stream.former.get(number) or refusals.handle_unknown(number)
