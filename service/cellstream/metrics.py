@@ -106,7 +106,7 @@ TABLE = (
     Row("sessions_ended", "counter", ("cause",), "Sessions ended, by cause."),
     Row("takeovers", "counter", (), "Sessions taken by another stream or handle from the one that wrote."),
     Row("resets", "counter", (), "Sessions put back to their initial state."),
-    Row("streams_opened", "counter", (), "Predict streams opened."),
+    Row("streams_opened", "counter", (), "Streams opened: calls of Predict and Generate."),
     Row("refusals", "counter", ("reason",), "What was refused as wrong, or for want of capacity, by reason."),
     Row("errors", "counter", ("reason",), "What failed after it was taken, by reason."),
     Row("waiter_errors", "counter", (), "Callbacks of a waiter that raised; a fault of the server."),
@@ -119,7 +119,7 @@ TABLE = (
     Row("queue_age_seconds", "gauge", _VERSION, "Age of the oldest waiting feed; 0 if none waits."),
     Row("model_info", "gauge", _INFO,
         "1 for each version served. Equal numerics digests: equal answers, bit for bit."),
-    Row("streams", "gauge", (), "Predict streams open."),
+    Row("streams", "gauge", (), "Streams open: calls of Predict and Generate."),
     Row("draining", "gauge", (), "1 while the server is going away."),
 )
 # fmt: on

@@ -657,7 +657,7 @@ CASES: dict[str, Case] = {
     "a prompt's token out of range": Case("TOKEN_OUT_OF_RANGE", INVALID, "token 256",
         {"token": "256", "place": "0", "vocabulary_size": "256"}, generating(tokens=ids(256))),
     "text that the tokeniser cannot take": Case("TEXT_NOT_ENCODABLE", INVALID, "none of the 40",
-        {"character": "é", "position": "1"},
+        {"character": "é", "place": "1"},
         feeding(LETTERS, text="!é")),
     "frames for a model of tokens": Case("INPUT_KIND_MISMATCH", INVALID, "takes tokens",
         {"expected": "tokens"}, feeding(values=pb.Values(data=FRAME))),

@@ -33,7 +33,7 @@ class ByteTokenizer:
             raise TextNotEncodable(
                 f"Character {error.start} of the text, {character}, is half of a surrogate pair: "
                 "no UTF-8 text holds it.",
-                position=error.start,
+                place=error.start,
                 character=character,
             ) from None
 

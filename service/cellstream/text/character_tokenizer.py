@@ -52,10 +52,10 @@ class CharacterTokenizer:
             return [ids[character] for character in text]
         except KeyError as error:
             missing = error.args[0]
-            position, label = text.index(missing), character_label(missing)
+            place, label = text.index(missing), character_label(missing)
             raise TextNotEncodable(
-                f"Character {position} of the text, {label}, is none of the {len(ids)} that the model knows.",
-                position=position,
+                f"Character {place} of the text, {label}, is none of the {len(ids)} that the model knows.",
+                place=place,
                 character=label,
             ) from None
 

@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """Give the tokens of a text.
 
         Raises:
-            TextNotEncodable: A character has no token; `values` holds its `position` and the `character`.
+            TextNotEncodable: A character has no token; `values` holds its `place` and the `character`.
         """
         ...
 
