@@ -107,6 +107,9 @@ class Feed:
 class Progress:
     """What one call did for one feed.
 
+    A call that fails is run again in smaller pieces: a feed may then get several of these from one turn, in
+    order, and its `applied` be further on than the first of them say.
+
     Attributes:
         position: How many tokens the session has absorbed now.
         done: Whether this was the feed's last.
