@@ -429,6 +429,15 @@ async def test_a_session_that_was_taken_over_is_not_taken_back_by_itself(
             assert (await mine.predict("f")).position == 6
 
 
+async def test_a_session_taken_over_in_the_moment_of_its_opening_says_so(client: Client) -> None:
+    """Its opening and its end come in one message, before who opened it wakes: it is not open then."""
+    first, second = client.session("alice"), client.session("alice")
+    await asyncio.gather(first.open(), second.open())
+    with pytest.raises(TakenOver):
+        await first.predict("a")
+    assert (await second.predict("b")).position == 1
+
+
 async def test_feeds_in_flight_end_when_a_session_is_taken_over(
     server: RunningServer, client: Client
 ) -> None:

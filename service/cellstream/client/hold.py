@@ -79,7 +79,8 @@ class Hold:
     @property
     def conversation(self) -> Conversation | None:
         """Where it can be fed now; None: it must be opened first."""
-        return self._conversation if self.standing is Standing.HELD and self._closing is None else None
+        settled = self.standing is Standing.HELD and self._opening is None and self._closing is None
+        return self._conversation if settled else None
 
     @property
     def key(self) -> object:
@@ -215,6 +216,7 @@ class Hold:
             self._opening.set_exception(from_status(opened.error))
         else:
             self.told = opened
+            self.standing = Standing.HELD  # now: what comes next, before who opens it wakes, may end that
             self._opening.set_result(None)
 
     def on_result(self, result: pb.Result) -> None:
@@ -274,6 +276,7 @@ class Hold:
                 pause_seconds *= 2
 
     async def _attach_once(self, message: pb.Open) -> None:
+        stood = self.standing
         conversation = self._connection.conversation()
         self._conversation = conversation
         self._opening = asyncio.get_running_loop().create_future()
@@ -292,10 +295,11 @@ class Hold:
                 if conversation.ended is None:
                     conversation.outbox.close(self.key, self.handle, keep=bool(self._name))
                     conversation.wake()
+                if self.standing is Standing.HELD:
+                    self.standing = stood
             raise
         finally:
             self._opening = None
-        self.standing = Standing.HELD
 
     async def _let_go(self, *, keep: bool, timeout_seconds: float | None) -> None:
         """Closes the handle, behind what is in flight; called under the lock."""
@@ -325,7 +329,7 @@ class Hold:
         if self._conversation is not None:
             self._conversation.leave(self.handle)
             self._conversation = None
-        if self._opening is not None:
+        if self._opening is not None and self.standing is not Standing.HELD:
             if not self._opening.done():
                 self._opening.set_exception(copy.copy(error))
             return  # It was not held, and stands where it stood.
