@@ -320,10 +320,8 @@ class Interleavings(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, WAIT_SECONDS, 0.8 * IDLE_SECONDS]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        before = {session.id for session in self.registry}
-        held = {session.id for session in self.registry if session.handle is not None}
         self.registry.sweep()
-        for session_id in before - held - {session.id for session in self.registry}:
+        for session_id in set(self.absorbed) - {session.id for session in self.registry}:
             self.check_idle(session_id)
             self.ended(session_id)  # nobody held it, so nobody was told
 
