@@ -72,7 +72,7 @@ class Registry:
         wall_clock: Callable[[], float],
     ) -> None:
         self.catalogue = catalogue
-        self.streams: set[Stream] = set()
+        self.streams: dict[Stream, None] = {}  # in the order in which they came, so that a sweep has one
         self.draining = False
         self._settings = settings
         self._metrics = metrics
@@ -110,13 +110,13 @@ class Registry:
         if len(self.streams) >= self._settings.streams_max:
             raise refusals.too_many_streams(self._settings)
         stream = Stream(listener)
-        self.streams.add(stream)
+        self.streams[stream] = None
         self._metrics.streams_opened.inc()
         return stream
 
     def disconnect(self, stream: Stream) -> None:
         """The stream is gone: unapplied feeds are dropped, named sessions stay, the others end."""
-        self.streams.discard(stream)
+        self.streams.pop(stream, None)
         for handle in list(stream.handles.values()):
             handle.waiting_opens.clear()
             session = self._detach(handle)
