@@ -69,18 +69,13 @@ class Given:
 
     Attributes:
         input: Token ids, text, or the bytes of values; None: none of them.
+        size: About how many tokens it has, before it is known which model reads it.
         answer: What it answers with; None: what its Open says.
     """
 
     input: list[int] | str | bytes | None
+    size: int
     answer: pb.Answer | None
-
-    @property
-    def size(self) -> int:
-        """About how many tokens it has, before it is known which model reads it."""
-        if self.input is None:
-            return 1
-        return (len(self.input) // 4 if isinstance(self.input, bytes) else len(self.input)) or 1
 
 
 def given_by(feed: pb.Feed) -> Given:
@@ -88,10 +83,13 @@ def given_by(feed: pb.Feed) -> Given:
     answer = feed.answer if feed.HasField("answer") else None
     kind = feed.WhichOneof("input")
     if kind == "tokens":
-        return Given(feed.tokens.ids[:], answer)
+        ids = feed.tokens.ids[:]
+        return Given(ids, len(ids) or 1, answer)
     if kind == "text":
-        return Given(feed.text, answer)
-    return Given(feed.values.data if kind == "values" else None, answer)
+        text = feed.text
+        return Given(text, len(text) or 1, answer)
+    data = feed.values.data if kind == "values" else None
+    return Given(data, len(data or b"") // 4 or 1, answer)
 
 
 def load_feed(given: Given, served: Served, default: Answer, feed_tokens_max: int) -> Input:
@@ -170,9 +168,8 @@ def load_values(data: bytes, served: Served, frames_max: int) -> NDArray[np.floa
     return frames
 
 
-def write_predictions(message: pb.Predictions, progress: Progress, steps: slice) -> None:
-    """Fill in the predictions of some of the progress's answering steps."""
-    first, last, _ = steps.indices(progress.steps)
+def write_predictions(message: pb.Predictions, progress: Progress, first: int, last: int) -> None:
+    """Fill in the predictions of the progress's answering steps from `first` to before `last`."""
     message.steps = last - first
     ids, log_probabilities = progress.top_ids, progress.top_log_probabilities
     if ids:
@@ -183,7 +180,7 @@ def write_predictions(message: pb.Predictions, progress: Progress, steps: slice)
         message.top_ids.extend(ids)
         message.top_log_probabilities.extend(log_probabilities)
     if progress.scores is not None:
-        message.scores.extend(progress.scores[steps])
+        message.scores.extend(progress.scores[first:last])
     if not (progress.outputs or progress.states or progress.gates):
         return
     for column, arrays in (
@@ -192,7 +189,7 @@ def write_predictions(message: pb.Predictions, progress: Progress, steps: slice)
         (message.gates, progress.gates),
     ):
         for name, array in (arrays or {}).items():
-            rows = np.ascontiguousarray(array[steps])
+            rows = np.ascontiguousarray(array[first:last])
             column.add(name=name, dtype=str(rows.dtype), shape=rows.shape, data=rows.tobytes())
 
 

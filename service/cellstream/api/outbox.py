@@ -47,7 +47,8 @@ class Outbox:
     def __init__(self, response_bytes_max: int) -> None:
         self._response_bytes_max = response_bytes_max
         self._letters: deque[Letter] = deque()
-        self._pending = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._arrival: asyncio.Future[None] | None = None  # what the writer waits for
         self._closed = False
         self.bytes = 0  # unsent, the message that is being written included
 
@@ -57,7 +58,7 @@ class Outbox:
         if last is None or part < last.last or (last.bytes and last.bytes + size > self._response_bytes_max):
             last = Letter()
             self._letters.append(last)
-            self._pending.set()
+            self._tell()
         last.last = part
         last.bytes += size
         self.bytes += size
@@ -66,17 +67,22 @@ class Outbox:
     def close(self) -> None:
         """Nothing more will come."""
         self._closed = True
-        self._pending.set()
+        self._tell()
 
     async def take(self) -> Letter | None:
         """The next message; None when the outbox is closed and empty."""
         while not self._letters:
             if self._closed:
                 return None
-            self._pending.clear()
-            await self._pending.wait()
+            self._arrival = self._loop.create_future()
+            await self._arrival
         return self._letters.popleft()
 
     def written(self, letter: Letter) -> None:
         """The message has been handed to the transport."""
         self.bytes -= letter.bytes
+
+    def _tell(self) -> None:
+        """There is something for the writer, if it waits."""
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)

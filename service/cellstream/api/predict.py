@@ -237,7 +237,7 @@ class PredictStream:
             # A run of steps ends at the progress's position; where it is split, its parts end before.
             result.position = progress.position - (steps - last)
             if last > first:
-                convert.write_predictions(result.predictions, progress, slice(first, last))
+                convert.write_predictions(result.predictions, progress, first, last)
             result.done = progress.done and whole  # last: if the predictions fail, an error follows
             if whole:
                 break
