@@ -248,6 +248,28 @@ async def test_a_server_that_comes_up_meanwhile_is_met(tiny: Path, unused_tcp_po
             await opening
 
 
+async def test_an_interrupted_caller_does_not_wait_for_a_silent_server(process: Any) -> None:
+    """After Ctrl-C nobody waits a minute, the bound of a call, for a server that has stopped answering."""
+    feeding = asyncio.Event()
+
+    async def feed() -> None:
+        async with Client(process.target, settings=QUICK) as client, client.session("alice") as session:
+            await session.predict("a")
+            process.send(signal.SIGSTOP)
+            feeding.set()
+            await session.predict("b")
+
+    fed = asyncio.create_task(feed())
+    try:
+        async with asyncio.timeout(10):
+            await feeding.wait()
+            fed.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fed
+    finally:
+        process.send(signal.SIGCONT)
+
+
 async def test_too_many_streams_is_not_a_lost_connection(tiny: Path) -> None:
     """The server is there and says how long to wait: a caller who waits gets in."""
     async with (

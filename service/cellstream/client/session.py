@@ -136,8 +136,10 @@ class Session:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # On the way out with an error, Ctrl-C too, a server that is silent is not waited for as long as else.
+        seconds = self._connection.settings.close_timeout_seconds if error is not None else None
         try:
-            await self.leave()
+            await self.leave(timeout_seconds=seconds)
         except CellstreamError:
             if error is None:
                 raise
