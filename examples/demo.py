@@ -42,11 +42,13 @@ def main() -> None:
     )
     started = time.perf_counter()
     if parser.parse_args().train:
-        asyncio.run(_show(_train(), TRAINED))
+        models, model, other = _train(), TRAINED, "make demo                           the shipped model"
     else:
-        asyncio.run(_show(ROOT / "models", SHIPPED))
+        models, model = ROOT / "models", SHIPPED
+        other = "make train-demo                     a model of your own, in three minutes"
+    asyncio.run(_show(models, model))
     console.print(f"\n[dim]Done in {time.perf_counter() - started:.0f} s.[/]")
-    _say_how_to_go_on()
+    _say_how_to_go_on(models, model, other)
 
 
 # ---------------------------------------------------------------- the steps
@@ -246,15 +248,18 @@ def _title(text: str) -> None:
     console.print(f"\n[bold]{text}[/]")
 
 
-def _say_how_to_go_on() -> None:
+def _say_how_to_go_on(models: Path, model: str, other: str) -> None:
+    here = models.relative_to(ROOT)
     console.print(
         "\nGo on with:\n"
-        "  .venv/bin/cellstream serve                              in one terminal, and in another\n"
-        "  .venv/bin/cellstream stream --score < README.md         what surprises the model, coloured\n"
-        "  .venv/bin/cellstream generate 'JULIET.'                 more verses\n"
-        f"  .venv/bin/cellstream inspect {SHIPPED}            what is inside\n"
-        "  docker-compose up                                       with Prometheus and Grafana\n"
-        "  make train-demo                                         a model of your own, in three minutes",
+        f"  .venv/bin/cellstream serve --models {here} --default-model {model}\n"
+        "and, while that runs, in another terminal with\n"
+        "  .venv/bin/cellstream stream --score < README.md      what surprises the model, coloured\n"
+        "  .venv/bin/cellstream generate 'JULIET.'              more verses\n"
+        f"  .venv/bin/cellstream inspect {model} --models {here}\n"
+        "or with\n"
+        "  docker-compose up                   the server with Prometheus and Grafana\n"
+        f"  {other}",
         markup=False,
     )
 

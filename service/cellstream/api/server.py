@@ -64,11 +64,11 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    server = await Server.start(settings)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):  # before the models are loaded: that may take seconds
         loop.add_signal_handler(number, told.set)
+    server = await Server.start(settings)
     await told.wait()
     await server.stop()
 

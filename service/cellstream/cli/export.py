@@ -50,4 +50,4 @@ def command(
     if as_json:
         print_json({"version": str(version_directory)})
     else:
-        note(f"Next: cellstream serve --models {models}")
+        note(f"Next: cellstream serve --models {models} --default-model {version_directory.parent.name}")
