@@ -263,9 +263,9 @@ async def test_an_interrupted_caller_does_not_wait_for_a_silent_server(process: 
     try:
         async with asyncio.timeout(10):
             await feeding.wait()
-            fed.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await fed
+        fed.cancel()
+        await asyncio.wait([fed], timeout=5)  # not asyncio.timeout: its own cancel would look like ours
+        assert fed.cancelled()
     finally:
         process.send(signal.SIGCONT)
 
