@@ -46,7 +46,7 @@ def test_a_recipe_becomes_a_model(run: Run, recipe: str, tmp_path: Path) -> None
 
     exported = run("export", checkpoint)
     assert exported.code == 0, exported.err
-    assert exported.err.endswith("Next: cellstream serve --models models\n")
+    assert exported.err.endswith("Next: cellstream serve --models models --default-model other-tale\n")
 
     shown = run("inspect", "other-tale")
     assert shown.code == 0, shown.err
