@@ -78,9 +78,16 @@ class Given:
     answer: pb.Answer | None
 
 
+def copied(answer: pb.Answer) -> pb.Answer:
+    """An answer that can wait: a part of a message keeps the memory of the whole message."""
+    copy = pb.Answer()
+    copy.CopyFrom(answer)
+    return copy
+
+
 def given_by(feed: pb.Feed) -> Given:
     """What a feed gives."""
-    answer = feed.answer if feed.HasField("answer") else None
+    answer = copied(feed.answer) if feed.HasField("answer") else None
     kind = feed.WhichOneof("input")
     if kind == "tokens":
         ids = feed.tokens.ids[:]

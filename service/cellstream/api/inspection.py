@@ -36,9 +36,7 @@ class Sessions:
         """
         token = request.page_token
         if token and not (token.isascii() and token.isdecimal() and len(token) < 20):
-            raise PageTokenInvalid(
-                f"page_token {token!r} is not from an earlier page; leave it empty for the first."
-            )
+            raise PageTokenInvalid("page_token is not from an earlier page; leave it empty for the first.")
         size = min(request.page_size or PAGE_SIZE_DEFAULT, self._settings.sessions_page_max)
         found = self._registry.page(int(token or "0"), size + 1)  # one more, to know whether this is the last
         page = found[:size]

@@ -205,6 +205,8 @@ class PredictStream:
 
     def refused(self, number: int, session_id: str, error: CellstreamError) -> None:
         """The handle of this number could not be opened."""
+        if len(session_id.encode()) > self._settings.session_id_bytes_max:
+            session_id = ""  # no session's id, and as large as the client likes
         message = self._outbox.letter(Part.OPENED, STATUS_BYTES).message
         message.opened.add(handle=number, session_id=session_id, error=self._teller.status(error))
 
@@ -269,9 +271,8 @@ def _load_open(wanted: pb.Open) -> Open:
         mode = Mode(wanted.mode)
     except ValueError:
         raise MalformedMessage(f"an Open's mode is {wanted.mode}; it is 0, 1 or 2.") from None
-    return Open(
-        wanted.session_id, wanted.model, wanted.version, mode, partial(convert.load_answer, wanted.answer)
-    )
+    load_answer = partial(convert.load_answer, convert.copied(wanted.answer))
+    return Open(wanted.session_id, wanted.model, wanted.version, mode, load_answer)
 
 
 def _answered(letter: Letter, handle: Handle, queued: QueuedFeed) -> None:

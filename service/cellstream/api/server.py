@@ -190,7 +190,8 @@ class Server:
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
-        address = f"{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
+        address = f"{host}:{settings.port}"
         try:
             self.port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
