@@ -635,6 +635,12 @@ CASES: dict[str, Case] = {
         {"model": "tiny", "version": "3"}, opening(version="3")),
     "a version that is no number": Case("VERSION_UNKNOWN", MISSING, "it has: 1",
         {"model": "meter", "version": "²"}, opening(model="meter", version="²")),
+    "a version with a leading zero": Case("VERSION_UNKNOWN", MISSING, "it has: 1",
+        {"model": "meter", "version": "01"}, opening(model="meter", version="01")),
+    "a version longer than Python counts": Case("VERSION_UNKNOWN", MISSING, "1…'; it has: 1",
+        {"model": "meter", "version": "1" * 64 + "…"}, opening(model="meter", version="1" * 5000)),
+    "a model's name longer than a status may be": Case("MODEL_UNKNOWN", MISSING, "n…'",
+        {"model": "n" * 64 + "…"}, asking("GetModel", model_pb2.GetModelRequest(name="n" * 5900))),
     "another model than the session's": Case("MODEL_MISMATCH", PRECONDITION, "served by tiny/2",
         {"model": "tiny", "version": "2"}, _attach_as_another_model),
 
@@ -701,7 +707,7 @@ CASES: dict[str, Case] = {
         generating(stop=[""])),
     "a long stop text": Case("GENERATION_INVALID", INVALID, "10 bytes", {"stop_bytes_max": "8"},
         generating(stop=["é" * 5])),
-    "a page token made up": Case("PAGE_TOKEN_INVALID", INVALID, "'x'", {},
+    "a page token made up": Case("PAGE_TOKEN_INVALID", INVALID, "earlier page", {},
         asking("ListSessions", session_pb2.ListSessionsRequest(page_token="x"))),
 
     "attaching to nobody": Case("SESSION_UNKNOWN", MISSING, "no session of this id", {},

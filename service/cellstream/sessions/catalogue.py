@@ -11,6 +11,9 @@ from cellstream.errors import ModelUnknown, SettingsInvalid, VersionUnknown
 from cellstream.repository import Manifest
 from cellstream.text import Tokenizer
 
+ECHO_MAX = 64
+"""Characters of a client's own text that an error repeats."""
+
 
 @dataclass(frozen=True, eq=False)
 class Served:
@@ -89,14 +92,16 @@ class Catalogue:
         name = name or self.default_model
         versions = self._versions.get(name)
         if versions is None:
+            name = _shortened(name)
             raise ModelUnknown(
                 f"no model {name!r} is served; those that are: {', '.join(sorted(self._versions))}.",
                 model=name,
             )
         if not version:
             return versions[max(versions)]
-        found = versions.get(int(version)) if version.isdecimal() and version.isascii() else None
+        found = next((served for served in versions.values() if served.version == version), None)
         if found is None:
+            version = _shortened(version)
             raise VersionUnknown(
                 f"model {name!r} has no version {version!r}; it has: "
                 f"{', '.join(map(str, sorted(versions)))}.",
@@ -108,3 +113,8 @@ class Catalogue:
     def is_default(self, served: Served) -> bool:
         """Whether a session that names no model and no version gets this one."""
         return served is self.find("", "")
+
+
+def _shortened(text: str) -> str:
+    """What a client sent, as its error repeats it: a status travels in gRPC's metadata, 16 KiB at most."""
+    return text if len(text) <= ECHO_MAX else text[:ECHO_MAX] + "…"
