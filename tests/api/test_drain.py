@@ -65,6 +65,23 @@ async def test_everybody_is_told_where_their_sessions_stand(front: Any) -> None:
     assert front.registry.draining
 
 
+async def test_an_open_that_is_read_while_the_stream_ends_is_refused(front: Any) -> None:
+    """A session made then would be gone without a word; one that waits for a Close is refused by its name."""
+    brake = front.brake()
+    async with front.talk() as talk:
+        await talk.open(0, "alice")
+        brake.hold()
+        await talk.say(feeds=[pb.Feed(handle=0, text="abc")], closes=[pb.Close(handle=0)])
+        await talk.say(opens=[pb.Open(handle=1, session_id="alice")])
+        await front.until(lambda: len(next(iter(front.registry.streams)).handles) == 2)
+        front.registry.drain()
+        await talk.say(opens=[pb.Open(handle=2, session_id="late")])
+        for handle, name in ((1, "alice"), (2, "late")):
+            refused = await talk.opened(handle)
+            assert (refused.session_id, front.told(refused.error).reason) == (name, "DRAINING")
+        assert len(front.registry) == 0
+
+
 async def test_a_generation_is_told_too(front: Any) -> None:
     """All that it absorbed has been sent; then UNAVAILABLE."""
     brake = front.brake()

@@ -248,13 +248,11 @@ class Registry:
         self._endings.forget(now)
 
     def drain(self) -> None:
-        """End everything: queued feeds end with Draining, one event tells each handle its final position."""
+        """End everything: queued feeds end with Draining, one event tells each handle its final position.
+
+        Opens are refused from now on, those too that wait for a Close.
+        """
         self.draining = True
-        for stream in self.streams:
-            for handle in list(stream.handles.values()):
-                handle.waiting_opens.clear()
-                if handle.session is None:
-                    self._refuse_handle(handle, "", refusals.draining(self._settings))
         for session in list(self):
             self._end(session, life.Event.DRAIN, life.Cause.DRAINING, refusals.draining(self._settings))
 
@@ -301,6 +299,8 @@ class Registry:
                 holder.waiting_opens.append((handle, request))
                 return
         try:
+            if self.draining:
+                raise refusals.draining(self._settings)
             if session is None:
                 session, previous = self._create(handle, request)
                 created = True
