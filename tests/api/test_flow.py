@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from grpc import StatusCode
 
+from cellstream.api import convert
 from cellstream.v1 import prediction_pb2 as pb
 from cellstream.v1 import session_pb2
 
@@ -300,3 +301,19 @@ async def test_a_thousand_streams_come_and_go(front: Any) -> None:
         assert await asyncio.gather(*map(visit, range(60 * burst, 60 * (burst + 1)))) == [3] * 60
         await front.until(lambda: not front.registry.streams)
         assert front.engine().slots_taken == 0
+
+
+async def test_what_is_kept_of_a_message_does_not_keep_the_message(front: Any) -> None:
+    """Refusals are remembered and answers wait: neither may hold, or say again, what else was sent."""
+    async with front.talk() as talk:
+        await talk.say(opens=[pb.Open(handle=0, session_id="x" * 1_000_000)])
+        refused = await talk.opened(0)
+        assert front.told(refused.error).reason == "SESSION_ID_INVALID"
+        assert refused.session_id == ""
+        (stream,) = front.registry.streams
+        assert stream.former[0].__traceback__ is None
+    feed = pb.Feed(text="a", answer=pb.Answer(top_k=3))
+    given = convert.given_by(feed)
+    feed.answer.top_k = 4
+    assert given.answer is not None
+    assert given.answer.top_k == 3

@@ -216,4 +216,4 @@ class Stream:
         self.former.pop(number, None)
         if len(self.former) >= most:
             del self.former[next(iter(self.former))]
-        self.former[number] = error
+        self.former[number] = error.with_traceback(None)  # its frames hold on to the whole request
