@@ -371,6 +371,31 @@ def test_a_score_survives_the_failure_of_another_row(
     assert heard.only.scores == [alone.after(text[:3]).output[4]]
 
 
+def test_the_head_graph_fails_only_who_needs_it(
+    make_model: Any, make_engine: Any, feed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prediction before a feed cannot be had: whoever does not ask for it never notices."""
+    engine = make_engine(make_model().version)
+    slots = [engine.take_slot() for _ in range(2)]
+    for slot in slots:
+        engine.submit(feed_of(slot, [1, 2])[0])
+    _run(engine)
+
+    def broken(states: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(engine._graph, "head", broken)
+    scoring, failed = feed_of(slots[0], [3, 4], Answer(Want.EVERY_STEP, 0, score=True))
+    plain, heard = feed_of(slots[1], [3, 4])
+    engine.submit(scoring)
+    engine.submit(plain)
+    _run(engine)
+    assert failed.error is StepFailed
+    assert engine.position(slots[0]) == 2
+    assert heard.only.position == 4
+    engine.check_integrity()
+
+
 def test_values_that_overflow_fail_alone(make_graph_version: Any, make_engine: Any, feed_of: Any) -> None:
     """Finite frames, which the api takes, and finite predictions; but the state would be lost for good."""
     engine = make_engine(make_graph_version())

@@ -250,14 +250,14 @@ class Engine:
             How many tokens were committed.
         """
         special = [feed for feed in feeds if feed.answer.detailed or feed.sampling is not None]
-        if special:
-            self._look_ahead(special, steps)
         slots = _slots(feeds)
         gates = any(feed.answer.gates for feed in special)
-        buffers = self._graph.buffers(len(feeds), steps, gates)
-        self._fill(buffers.inputs, feeds, steps)
-        self._slab.gather(slots, buffers.states)
         try:
+            if special:
+                self._look_ahead(special, steps)
+            buffers = self._graph.buffers(len(feeds), steps, gates)
+            self._fill(buffers.inputs, feeds, steps)
+            self._slab.gather(slots, buffers.states)
             self._graph.run(buffers)
         except Exception as error:
             if len(feeds) > 1 or steps > 1:
