@@ -82,6 +82,8 @@ def _guarded(
         except CellstreamError as error:
             told = error
         except Exception:
+            if context.cancelled():
+                raise  # a write to a client that is gone: there is nobody to tell, and no mistake of ours
             told = InternalError.with_new_id()
             log.exception("unforeseen", **told.values)
         return await teller.abort(context, told)
