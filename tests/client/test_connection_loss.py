@@ -241,9 +241,19 @@ async def test_calls_in_flight_when_the_client_closes_say_so(process: Any) -> No
 
 async def test_a_server_that_comes_up_meanwhile_is_met(tiny: Path, unused_tcp_port: int) -> None:
     """Both start together in a compose file; the client must not depend on being second."""
+    knocked = asyncio.Event()
+
+    async def turn_away(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        knocked.set()
+        writer.close()
+
+    nobody = await asyncio.start_server(turn_away, "127.0.0.1", unused_tcp_port)
     async with Client(f"127.0.0.1:{unused_tcp_port}") as client:
         opening = asyncio.create_task(client.session("alice").open())
-        await asyncio.sleep(0.05)
+        await knocked.wait()
+        nobody.close()
+        await nobody.wait_closed()
+        assert not opening.done()
         async with running_server(tiny, port=unused_tcp_port):
             await opening
 

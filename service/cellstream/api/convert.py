@@ -157,8 +157,7 @@ def load_values(data: bytes, served: Served, frames_max: int) -> NDArray[np.floa
     if len(data) % (4 * features):
         raise ValuesMisshapen(
             f"{len(data)} bytes are no whole number of frames: {served.name} has {features} features, so a "
-            "frame is "
-            f"{4 * features} bytes of little-endian float32.",
+            f"frame is {4 * features} bytes of little-endian float32.",
             features=features,
         )
     frames = np.frombuffer(data, "<f4").reshape(-1, features)
@@ -167,8 +166,7 @@ def load_values(data: bytes, served: Served, frames_max: int) -> NDArray[np.floa
         frame, feature = np.argwhere(~np.isfinite(frames))[0].tolist()
         raise ValuesNotFinite(
             f"feature {feature} of frame {frame} is {frames[frame, feature]}; every value must be finite. "
-            "Nothing was "
-            "applied.",
+            "Nothing was applied.",
             frame=frame,
             feature=feature,
         )

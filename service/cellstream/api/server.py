@@ -197,8 +197,7 @@ class Server:
         except RuntimeError as error:
             raise PortInUse(
                 f"{address} cannot be bound: another program listens there, or the address is not this "
-                "machine's. "
-                "Choose another host or port; port 0 takes any that is free.",
+                "machine's. Choose another host or port; port 0 takes any that is free.",
                 host=settings.host,
                 port=settings.port,
             ) from error
@@ -282,9 +281,8 @@ class Server:
             try:
                 self.sweep()
             except Exception:
-                log.exception(
-                    "sweep_failed"
-                )  # the next one may succeed, and nothing else depends on this one
+                # The next one may succeed, and nothing else depends on this one.
+                log.exception("sweep_failed")
 
     def _census(self) -> Census:
         return Census(

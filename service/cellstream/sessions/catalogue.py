@@ -66,8 +66,7 @@ class Catalogue:
         if default_model is None and len(self._versions) != 1:
             raise SettingsInvalid(
                 f"{len(self._versions)} models are here ({names}); set default_model to the one that "
-                "sessions get "
-                "which name none."
+                "sessions get which name none."
             )
         self.default_model = default_model or next(iter(self._versions))
         if self.default_model not in self._versions:
