@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+
+# uvloop starts a process by fork, where gRPC's own fork handlers now and then abort the child before it is
+# another program (seen with grpcio 1.81: SIGABRT in 1 of 30). Nothing here goes on with gRPC after a fork.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from cellstream.testing import write_model
 
