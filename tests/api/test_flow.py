@@ -313,7 +313,7 @@ async def test_what_is_kept_of_a_message_does_not_keep_the_message(front: Any) -
         (stream,) = front.registry.streams
         assert stream.former[0].__traceback__ is None
     feed = pb.Feed(text="a", answer=pb.Answer(top_k=3))
-    given = convert.given_by(feed)
+    given = convert.given_by(feed, 0.0, 1)
     feed.answer.top_k = 4
     assert given.answer is not None
     assert given.answer.top_k == 3

@@ -8,6 +8,7 @@ difference too.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
 )
 from prometheus_client import CollectorRegistry
 
-from cellstream.engine import Answer, Engine, Progress, Want
+from cellstream.engine import Answer, Engine, Feed, Progress, Want
 from cellstream.errors import CellstreamError
 from cellstream.metrics import Metrics
 from cellstream.repository import Repository
@@ -36,12 +37,12 @@ from cellstream.sessions import (
     Cause,
     Ending,
     Handle,
-    Input,
     Mode,
     Open,
     QueuedFeed,
     Registry,
     Served,
+    Session,
     Stream,
 )
 from cellstream.settings import Settings
@@ -51,6 +52,17 @@ from cellstream.text import ByteTokenizer
 IDLE_SECONDS = 25.0
 WAIT_SECONDS = 10.0
 SLOTS = 3
+
+
+@dataclass(slots=True, eq=False)
+class Asked(QueuedFeed):
+    """A feed of tokens that need no check."""
+
+    tokens: list[int]
+    wanted: Answer
+
+    def load(self, session: Session, answer: Answer, on_progress: Callable[[Feed, Progress], None]) -> Feed:
+        return Feed(session.slot, self.tokens, self.wanted, on_progress, self.received_at)
 
 
 @dataclass
@@ -197,7 +209,6 @@ class Interleavings(RuleBasedStateMachine):
             Catalogue([self.served], None),
             self.settings,
             Metrics(CollectorRegistry()),
-            load=lambda source, handle: source,
             wake=self.wake,
             clock=self.clock,
             wall_clock=self.clock,
@@ -243,7 +254,7 @@ class Interleavings(RuleBasedStateMachine):
         self.feed_id += 1
         client.asked[self.feed_id] = tuple(tokens)
         answer = Answer(want=want, top_k=0, log_probabilities=True)
-        queued = QueuedFeed(self.feed_id, position, self.clock(), len(tokens), Input(tokens, answer))
+        queued = Asked(self.feed_id, position, self.clock(), len(tokens), list(tokens), answer)
         self.registry.feed(client.stream, number, queued)
 
     @precondition(lambda self: self.in_use())

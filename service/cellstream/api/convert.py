@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstream.engine import Answer, Progress, Want
+from cellstream.engine import Answer, Feed, Progress, Want
 from cellstream.errors import (
     AnswerUnsupported,
     FeedEmpty,
@@ -18,7 +19,7 @@ from cellstream.errors import (
     ValuesMisshapen,
     ValuesNotFinite,
 )
-from cellstream.sessions import Input, Served
+from cellstream.sessions import QueuedFeed, Served, Session
 from cellstream.v1 import prediction_pb2 as pb
 
 TOP_K_DEFAULT = 5
@@ -63,19 +64,39 @@ def load_answer(answer: pb.Answer, served: Served) -> Answer:
     )
 
 
-@dataclass(slots=True)
-class Given:
-    """What a feed gives, taken out of its message once and not checked yet.
+@dataclass(slots=True, eq=False)
+class Given(QueuedFeed):
+    """A feed of a message, taken out of it once and not checked yet.
 
     Attributes:
         input: Token ids, text, or the bytes of values; None: none of them.
-        size: About how many tokens it has, before it is known which model reads it.
         answer: What it answers with; None: what its Open says.
+        tokens_max: How many tokens or frames it may have.
     """
 
     input: list[int] | str | bytes | None
-    size: int
     answer: pb.Answer | None
+    tokens_max: int
+
+    def load(self, session: Session, answer: Answer, on_progress: Callable[[Feed, Progress], None]) -> Feed:
+        """Its tokens or frames, for the session's model.
+
+        Raises:
+            RequestError: Whatever is wrong with it.
+        """
+        served, what = session.served, self.input
+        if self.answer is not None:
+            answer = load_answer(self.answer, served)
+        inputs: list[int] | NDArray[np.float32]
+        if isinstance(what, list):
+            inputs = load_tokens(what, served, self.tokens_max)
+        elif isinstance(what, str):
+            inputs = load_text(what, served, self.tokens_max)
+        elif isinstance(what, bytes):
+            inputs = load_values(what, served, self.tokens_max)
+        else:
+            raise FeedEmpty("the feed has no input; send tokens, values or text.")
+        return Feed(session.slot, inputs, answer, on_progress, self.received_at)
 
 
 def copied(answer: pb.Answer) -> pb.Answer:
@@ -85,35 +106,22 @@ def copied(answer: pb.Answer) -> pb.Answer:
     return copy
 
 
-def given_by(feed: pb.Feed) -> Given:
+def given_by(feed: pb.Feed, received_at: float, tokens_max: int) -> Given:
     """What a feed gives."""
     answer = copied(feed.answer) if feed.HasField("answer") else None
+    position = feed.position if feed.HasField("position") else None
     kind = feed.WhichOneof("input")
+    given: list[int] | str | bytes | None
     if kind == "tokens":
-        ids = feed.tokens.ids[:]
-        return Given(ids, len(ids) or 1, answer)
-    if kind == "text":
-        text = feed.text
-        return Given(text, len(text) or 1, answer)
-    data = feed.values.data if kind == "values" else None
-    return Given(data, len(data or b"") // 4 or 1, answer)
-
-
-def load_feed(given: Given, served: Served, default: Answer, feed_tokens_max: int) -> Input:
-    """A feed's input and answer.
-
-    Raises:
-        RequestError: Whatever is wrong with it.
-    """
-    answer = default if given.answer is None else load_answer(given.answer, served)
-    what = given.input
-    if isinstance(what, list):
-        return Input(load_tokens(what, served, feed_tokens_max), answer)
-    if isinstance(what, str):
-        return Input(load_text(what, served, feed_tokens_max), answer)
-    if isinstance(what, bytes):
-        return Input(load_values(what, served, feed_tokens_max), answer)
-    raise FeedEmpty("the feed has no input; send tokens, values or text.")
+        given = feed.tokens.ids[:]
+        size = len(given)
+    elif kind == "text":
+        given = feed.text
+        size = len(given)
+    else:
+        given = feed.values.data if kind == "values" else None
+        size = len(given or b"") // 4
+    return Given(feed.id, position, received_at, size or 1, given, answer, tokens_max)
 
 
 def load_tokens(tokens: list[int], served: Served, tokens_max: int) -> list[int]:
@@ -123,7 +131,8 @@ def load_tokens(tokens: list[int], served: Served, tokens_max: int) -> list[int]
         raise _not_tokens(served)
     if not tokens:
         raise FeedEmpty("the feed has no tokens; send at least one.")
-    _check_length(len(tokens), tokens_max)
+    if len(tokens) > tokens_max:
+        raise _too_long(len(tokens), tokens_max)
     if max(tokens) >= vocabulary_size:
         place, token = next((place, token) for place, token in enumerate(tokens) if token >= vocabulary_size)
         raise TokenOutOfRange(
@@ -143,7 +152,8 @@ def load_text(text: str, served: Served, tokens_max: int) -> list[int]:
     tokens = served.tokenizer.encode(text)
     if not tokens:
         raise FeedEmpty("the feed's text is empty; send at least one character.")
-    _check_length(len(tokens), tokens_max)
+    if len(tokens) > tokens_max:
+        raise _too_long(len(tokens), tokens_max)
     return tokens
 
 
@@ -161,7 +171,8 @@ def load_values(data: bytes, served: Served, frames_max: int) -> NDArray[np.floa
             features=features,
         )
     frames = np.frombuffer(data, "<f4").reshape(-1, features)
-    _check_length(len(frames), frames_max)
+    if len(frames) > frames_max:
+        raise _too_long(len(frames), frames_max)
     if not np.isfinite(frames).all():
         frame, feature = np.argwhere(~np.isfinite(frames))[0].tolist()
         raise ValuesNotFinite(
@@ -216,9 +227,8 @@ def _not_tokens(served: Served) -> InputKindMismatch:
     )
 
 
-def _check_length(length: int, most: int) -> None:
-    if length > most:
-        raise FeedTooLong(
-            f"the feed has {length} tokens or frames; at most {most} are taken in one. Send it in parts.",
-            feed_tokens_max=most,
-        )
+def _too_long(length: int, most: int) -> FeedTooLong:
+    return FeedTooLong(
+        f"the feed has {length} tokens or frames; at most {most} are taken in one. Send it in parts.",
+        feed_tokens_max=most,
+    )

@@ -15,7 +15,7 @@ from grpc.aio import ServicerContext
 
 from cellstream.api import convert
 from cellstream.api.stop_texts import StopTexts
-from cellstream.engine import Answer, Progress, Sampling, Want
+from cellstream.engine import Answer, Feed, Progress, Sampling, Want
 from cellstream.errors import (
     CellstreamError,
     GenerationInvalid,
@@ -24,30 +24,32 @@ from cellstream.errors import (
     PromptEmpty,
 )
 from cellstream.metrics import HistogramChild, Metrics
-from cellstream.sessions import Cause, Ending, Handle, Input, Mode, Open, QueuedFeed, Registry, Stream
+from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Registry, Session, Stream
 from cellstream.settings import Settings
 from cellstream.text import Decoder
 from cellstream.v1 import prediction_pb2 as pb
 
 HANDLE = 0
 
+SILENT = Answer(want=Want.NONE, top_k=0)
+"""What a generation's feed answers with: only the tokens that it makes are told."""
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a generation absorbs first, and how it goes on; the source of its one feed."""
+
+@dataclass(slots=True, eq=False)
+class Prompt(QueuedFeed):
+    """A generation's one feed: what it absorbs first, and how it goes on."""
 
     request: pb.GenerateRequest
     sampling: Sampling
-    feed_tokens_max: int
+    tokens_max: int
 
-    def load(self, handle: Handle) -> Input:
-        """The feed's input.
+    def load(self, session: Session, answer: Answer, on_progress: Callable[[Feed, Progress], None]) -> Feed:
+        """The prompt, for a model that takes tokens.
 
         Raises:
             RequestError: The model cannot take the prompt, or there is none and nothing to go on from.
         """
-        assert handle.session is not None, "a feed is loaded at the head of an opened handle's queue"
-        served = handle.session.served
+        served = session.served
         if served.tokenizer is None:
             raise InputKindMismatch(
                 f"{served.name} takes values, and only tokens can be generated; use Predict.",
@@ -56,14 +58,14 @@ class Prompt:
         kind = self.request.WhichOneof("prompt")
         inputs: list[int] = []
         if kind == "text" and self.request.text:
-            inputs = convert.load_text(self.request.text, served, self.feed_tokens_max)
+            inputs = convert.load_text(self.request.text, served, self.tokens_max)
         elif kind == "tokens" and self.request.tokens.ids:
-            inputs = convert.load_tokens(self.request.tokens.ids[:], served, self.feed_tokens_max)
-        elif handle.position == 0:
+            inputs = convert.load_tokens(self.request.tokens.ids[:], served, self.tokens_max)
+        elif session.position == 0:
             raise PromptEmpty(
                 "the session has absorbed nothing, and there is no prompt; send text or tokens to start from."
             )
-        return Input(inputs, Answer(want=Want.NONE, top_k=0), self.sampling)
+        return Feed(session.slot, inputs, answer, on_progress, self.received_at, sampling=self.sampling)
 
 
 def load_sampling(request: pb.GenerateRequest, settings: Settings) -> Sampling:
@@ -157,12 +159,13 @@ class Generation:
             mode = Mode(request.mode)
         except ValueError:
             raise MalformedMessage(f"mode is {request.mode}; it is 0, 1 or 2.") from None
-        opening = Open(request.session_id, request.model, request.version, mode, lambda _served: Answer())
+        opening = Open(request.session_id, request.model, request.version, mode, lambda _served: SILENT)
         self._registry.open(stream, HANDLE, opening)
         if self._error is None:
             position = request.position if request.HasField("position") else None
-            prompt = Prompt(request, self._sampling, self._settings.feed_tokens_max)
-            self._registry.feed(stream, HANDLE, QueuedFeed(0, position, self._received_at, 1, prompt))
+            tokens_max = self._settings.feed_tokens_max
+            prompt = Prompt(0, position, self._received_at, 1, request, self._sampling, tokens_max)
+            self._registry.feed(stream, HANDLE, prompt)
             self._registry.close(stream, HANDLE, keep=bool(request.session_id))
 
     async def _write(self, context: ServicerContext[bytes, pb.GenerateResponse]) -> None:

@@ -162,10 +162,9 @@ class PredictStream:
             registry.open(stream, wanted.handle, _load_open(wanted))
         for reset in request.resets:
             registry.reset(stream, reset.handle)
+        tokens_max = self._settings.feed_tokens_max
         for feed in request.feeds:
-            position = feed.position if feed.HasField("position") else None
-            given = convert.given_by(feed)
-            registry.feed(stream, feed.handle, QueuedFeed(feed.id, position, now, given.size, given))
+            registry.feed(stream, feed.handle, convert.given_by(feed, now, tokens_max))
         for close in request.closes:
             registry.close(stream, close.handle, close.keep)
 

@@ -20,8 +20,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from cellstream.api import convert, rpc
-from cellstream.api.generate import Generation, Prompt
+from cellstream.api import rpc
+from cellstream.api.generate import Generation
 from cellstream.api.inspection import Models, Sessions
 from cellstream.api.predict import PredictStream
 from cellstream.api.status import Teller
@@ -30,7 +30,7 @@ from cellstream.engine import Engine
 from cellstream.errors import Draining, ManifestInvalid, PortInUse
 from cellstream.metrics import Census, Metrics, MetricsServer, ModelCensus, make_metrics_server
 from cellstream.repository import ModelVersion, Repository
-from cellstream.sessions import Catalogue, Handle, Input, Registry, Served
+from cellstream.sessions import Catalogue, Registry, Served
 from cellstream.settings import Settings
 from cellstream.text import load_tokenizer
 from cellstream.v1 import model_pb2, prediction_pb2, session_pb2
@@ -111,7 +111,6 @@ class Server:
             catalogue,
             settings,
             metrics,
-            load=self._load,
             wake=self._turns.ask,
             clock=clock,
             wall_clock=wall_clock,
@@ -260,12 +259,6 @@ class Server:
     ) -> None:
         request = rpc.parse(prediction_pb2.GenerateRequest, raw, self._settings.message_bytes_max)
         await Generation(request, self.registry, self._settings, self._metrics, self._clock).run(context)
-
-    def _load(self, source: Prompt | convert.Given, handle: Handle) -> Input:
-        if isinstance(source, Prompt):
-            return source.load(handle)
-        assert handle.session is not None, "a feed is loaded at the head of an opened handle's queue"
-        return convert.load_feed(source, handle.session.served, handle.answer, self._settings.feed_tokens_max)
 
     def _settled(self) -> None:
         for stream in tuple(self._watching):

@@ -9,7 +9,6 @@ from cellstream.sessions.life import Cause
 from cellstream.sessions.registry import Registry
 from cellstream.sessions.session import (
     Handle,
-    Input,
     Listener,
     Mode,
     Open,
@@ -23,7 +22,6 @@ __all__ = [
     "Cause",
     "Ending",
     "Handle",
-    "Input",
     "Listener",
     "Mode",
     "Open",

@@ -12,7 +12,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -31,7 +30,6 @@ from cellstream.sessions.catalogue import Catalogue, Served
 from cellstream.sessions.endings import Ending, Endings
 from cellstream.sessions.session import (
     Handle,
-    Input,
     Listener,
     Mode,
     Open,
@@ -54,7 +52,6 @@ class Registry:
         catalogue: The models.
         settings: The bounds.
         metrics: Where what happens is counted.
-        load: Makes a queued feed's source into input for its handle's model; raises RequestError.
         wake: Called when an engine has something to do.
         clock: Seconds, monotonic; the engines' clock.
         wall_clock: Seconds since the epoch, for what people read.
@@ -66,7 +63,6 @@ class Registry:
         settings: Settings,
         metrics: Metrics,
         *,
-        load: Callable[[Any, Handle], Input],
         wake: Callable[[], None],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -76,7 +72,6 @@ class Registry:
         self.draining = False
         self._settings = settings
         self._metrics = metrics
-        self._load = load
         self._wake = wake
         self._clock = clock
         self._wall_clock = wall_clock
@@ -420,7 +415,7 @@ class Registry:
             self._fail(handle, queued, error)
             return
         try:
-            ready = self._load(queued.source, handle)
+            feed = queued.load(session, handle.answer, partial(self._progress, handle))
         except RequestError as refused:
             handle.failed = True
             self._fail(handle, queued, refused)
@@ -432,16 +427,9 @@ class Registry:
             self._fail(handle, queued, mistake)
             return
         handle.current = queued
-        handle.feed = Feed(
-            session.slot,
-            ready.inputs,
-            ready.answer,
-            partial(self._progress, handle),
-            queued.received_at,
-            sampling=ready.sampling,
-        )
+        handle.feed = feed
         if not handle.stream.paused:
-            engine.submit(handle.feed)
+            engine.submit(feed)
             self._wake()
 
     def _progress(self, handle: Handle, feed: Feed, progress: Progress) -> None:

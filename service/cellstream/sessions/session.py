@@ -10,12 +10,9 @@ import enum
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cellstream.engine import Answer, Feed, Progress, Sampling
+from cellstream.engine import Answer, Feed, Progress
 from cellstream.errors import CellstreamError
 from cellstream.sessions import life
 from cellstream.sessions.catalogue import Served
@@ -55,20 +52,33 @@ class QueuedFeed:
     """A feed in a handle's queue.
 
     It is made into tokens only at the head of the queue: a handle whose Open waits does not know its model.
+    Whoever queues it derives from this, and says how. Not frozen, as all that is made for each feed: that
+    triples what making one costs.
 
     Attributes:
         id: The client's number.
         position: How many tokens the client holds to be applied before these; None: it does not say.
         received_at: When its message was read, seconds of the server's clock.
         size: About how many tokens it has, for the stream's bound.
-        source: What `load` makes into input.
     """
 
     id: int
     position: int | None
     received_at: float
     size: int
-    source: Any
+
+    def load(self, session: Session, answer: Answer, on_progress: Callable[[Feed, Progress], None]) -> Feed:
+        """What the engine is to do, checked whole against the session's model.
+
+        Args:
+            session: Whose feed it is.
+            answer: What it answers with, unless it says otherwise itself.
+            on_progress: Told what was done.
+
+        Raises:
+            RequestError: Whatever is wrong with it.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +99,6 @@ class QueuedFailure:
 
 
 Queued = QueuedFeed | QueuedReset | QueuedClose | QueuedFailure
-
-
-@dataclass(slots=True)
-class Input:
-    """A feed's input, checked against its model: what the engine needs of it.
-
-    Not frozen, as all that is made for each feed: that triples what making one costs.
-    """
-
-    inputs: list[int] | NDArray[np.float32]
-    answer: Answer
-    sampling: Sampling | None = None
 
 
 class Session:
