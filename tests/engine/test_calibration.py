@@ -9,6 +9,7 @@ import pytest
 
 from cellstream.engine import Answer, Want
 from cellstream.engine.calibration import SelfCheck, measure_costs, self_check
+from cellstream.engine.costs import Costs
 from cellstream.engine.graph import Graph, RowByRow
 from cellstream.repository import ModelVersion
 
@@ -82,18 +83,26 @@ def test_costs_are_measured_up_to_the_first_that_takes_too_long(make_model: Any)
     version = make_model().version
     ticks = iter(range(10_000))
 
-    def measure(call_seconds_max: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        costs = measure_costs(
+    def measure(call_seconds_max: float) -> Costs:
+        return measure_costs(
             _graph(version),
             version.manifest,
             batch_rows_max=100,
             call_seconds_max=call_seconds_max,
             clock=lambda: next(ticks) / 1000,
         )
-        return costs.rows, costs.seconds
 
-    assert measure(0.002) == ((1, 8, 64, 100), pytest.approx((0.001,) * 4))
-    assert measure(0.0005) == ((1,), pytest.approx((0.001,)))
+    # A run takes a tick, of one step or of sixteen. Where sixteen times the one would take too long, each
+    # further step is taken to cost what the first did; where not, at least half of its share of the sixteen.
+    for limit, rows, further in [
+        (0.0005, (1,), 0.001),
+        (0.002, (1, 8, 64, 100), 0.001),
+        (0.02, (1, 8, 64, 100), 0.001 / 32),
+    ]:
+        costs = measure(limit)
+        assert costs.rows == rows
+        assert costs.first == pytest.approx((0.001,) * len(rows))
+        assert costs.further == pytest.approx((further,) * len(rows))
 
 
 def test_a_clock_that_stands_still_gives_costs(make_model: Any) -> None:
@@ -103,7 +112,7 @@ def test_a_clock_that_stands_still_gives_costs(make_model: Any) -> None:
         _graph(version), version.manifest, batch_rows_max=4, call_seconds_max=0.01, clock=lambda: 5.0
     )
     assert costs.rows == (1, 4)
-    assert all(seconds > 0 for seconds in costs.seconds)
+    assert all(seconds > 0 for seconds in costs.first + costs.further)
 
 
 def test_row_by_row_is_the_same_graph(make_model: Any) -> None:

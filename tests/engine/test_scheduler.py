@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 
 from cellstream.engine import Answer, Feed, Sampling, Want
-from cellstream.engine.scheduler import STEPS_MAX, Costs, Scheduler
+from cellstream.engine.costs import Costs
+from cellstream.engine.scheduler import STEPS_MAX, Scheduler
 
-FLAT = Costs(rows=(1,), seconds=(0.001,))
+FLAT = Costs(rows=(1,), first=(0.001,), further=(0.001,))
 """One millisecond a row."""
 
 
@@ -72,7 +73,7 @@ def test_a_step_that_alone_exceeds_the_target_still_runs() -> None:
 
 def test_steps_have_a_bound_where_they_cost_nothing() -> None:
     """A clock that stands still, as in tests, must not let one feed run to its end in one call."""
-    free = Costs(rows=(1,), seconds=(1e-9,))
+    free = Costs(rows=(1,), first=(1e-9,), further=(1e-9,))
     assert _taken(_scheduler_of(_feed_of(0, tokens=10_000), costs=free))[1] == STEPS_MAX
 
 
@@ -112,10 +113,18 @@ def test_removing_a_feed_leaves_another_of_its_slot() -> None:
 
 @given(rows=st.integers(1, 2000))
 def test_costs_are_straight_lines_between_measurements(rows: int) -> None:
-    """Against numpy's interpolation, and in proportion beyond the table."""
-    costs = Costs(rows=(1, 8, 64, 512), seconds=(47e-6, 87e-6, 488e-6, 4023e-6))
-    expected = np.interp(rows, costs.rows, costs.seconds) if rows <= 512 else 4023e-6 * rows / 512
-    assert costs.step_seconds(rows) == pytest.approx(expected)
+    """Against numpy's interpolation, and in proportion beyond the table; a call's steps are a line too."""
+    costs = Costs((1, 8, 64, 512), (59e-6, 99e-6, 500e-6, 4023e-6), (47e-6, 87e-6, 488e-6, 4000e-6))
+    first, further = (
+        np.interp(rows, costs.rows, column) if rows <= 512 else column[-1] * rows / 512
+        for column in (costs.first, costs.further)
+    )
+    assert costs.call_seconds(rows, 1) == pytest.approx(first)
+    assert costs.call_seconds(rows, 11) == pytest.approx(first + 10 * further)
+    for seconds in (0.0001, 0.001, 0.1):
+        steps = costs.steps_within(rows, seconds)
+        assert steps == 0 or costs.call_seconds(rows, steps) <= seconds * (1 + 1e-9)
+        assert costs.call_seconds(rows, steps + 1) > seconds * (1 - 1e-9)
 
 
 @given(

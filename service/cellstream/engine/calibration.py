@@ -6,16 +6,17 @@ All inputs are fixed, so that the same weights, ONNX Runtime, kernels and option
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstream.engine.graph import StepGraph
+from cellstream.engine.costs import Costs
+from cellstream.engine.graph import Runs, StepGraph
 from cellstream.engine.sampling import uniforms
-from cellstream.engine.scheduler import Costs
+from cellstream.engine.sequence import SequenceGraph
 from cellstream.repository.manifest import Manifest
 
 _ROWS, _STEPS = 64, 5
@@ -23,8 +24,17 @@ _BATCHES = (2, 3, 5, 8, 17, 32, 64)
 """Sizes that take different paths through ONNX Runtime's matrix kernels: odd ones and powers of two."""
 
 _COSTED_ROWS = (1, 8, 64, 512)
-_COSTING_SECONDS = 0.15
+_COSTED_STEPS = 16
+_COSTING_SECONDS = 0.03
+"""For each of at most ten sizes of call."""
 _COSTING_RUNS_MAX = 20
+
+
+TOLERANCE = 1e-5
+"""How far the sequence graph may be from the step graph, relative to the number where that is above 1: both
+sum the same float32 products, in different orders."""
+
+_Fixed = tuple[NDArray[Any], list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +60,25 @@ class _Results:
     gates: list[NDArray[np.float32]]  # [steps, rows, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceCheck:
+    """What the check of a sequence graph found.
+
+    Attributes:
+        why_not: Why it must not serve; None: it may.
+        numerics_digest: SHA-256 of its results, and of the step graph's digest.
+    """
+
+    why_not: str | None
+    numerics_digest: str
+
+
 def self_check(graph: StepGraph, manifest: Manifest, batch_rows_max: int) -> SelfCheck:
     """Runs fixed inputs alone and together, at once and cut into steps, and compares bit for bit."""
-    inputs, states = _fixed(manifest)
+    fixed = _fixed(manifest)
 
     def run(rows: Iterable[int], cuts: Sequence[int] = (1,) * _STEPS, *, gates: bool = False) -> _Results:
-        """Runs these rows together, cut into calls of so many steps."""
-        chosen = [row % _ROWS for row in rows]
-        carried = [array[chosen] for array in states]
-        outputs, shown, first = [], [], 0
-        for steps in cuts:
-            buffers = graph.buffers(len(chosen), steps, gates)
-            buffers.inputs[:] = inputs[first : first + steps, chosen]
-            for bound, array in zip(buffers.states, carried, strict=True):
-                bound[:] = array
-            graph.run(buffers)
-            carried = [array.copy() for array in buffers.states_next]
-            outputs.append([array.copy() for array in buffers.outputs])
-            shown.append([array.copy() for array in buffers.gates])
-            first += steps
-        return _Results(_joined(outputs), carried, _joined(shown))
+        return _run(graph, fixed, rows, cuts, gates=gates)
 
     alone = [run([row], gates=True) for row in range(_ROWS)]
     whole = _Results(
@@ -82,11 +91,8 @@ def self_check(graph: StepGraph, manifest: Manifest, batch_rows_max: int) -> Sel
     for array in (*whole.outputs, *whole.states, *whole.gates, heads):
         digest.update(array.tobytes())
 
-    together = {size: list(range(size)) for size in _BATCHES if size <= batch_rows_max}
-    together[batch_rows_max] = list(range(batch_rows_max))
     rows_independent = all(
-        _equal(run(order), whole, order) and _equal(run(order[::-1]), whole, order[::-1])
-        for order in together.values()
+        _equal(run(order), whole, order) for order in _orders(batch_rows_max)
     ) and np.array_equal(graph.head(whole.states), heads, equal_nan=True)
     steps_independent = all(
         _equal(run([row], cuts, gates=True), whole, [row])
@@ -99,26 +105,82 @@ def self_check(graph: StepGraph, manifest: Manifest, batch_rows_max: int) -> Sel
     return SelfCheck(digest.hexdigest(), rows_independent, steps_independent)
 
 
+def check_sequence(
+    sequence: SequenceGraph, graph: StepGraph, manifest: Manifest, checked: SelfCheck, batch_rows_max: int
+) -> SequenceCheck:
+    """Runs rows of different lengths through the sequence graph, and compares with the step graph.
+
+    First finds the tokens that it must be spared (`SequenceGraph.unsound`), by a step of each.
+    """
+    inputs, states = fixed = _fixed(manifest)
+    lengths = [1 + row % _STEPS for row in range(_ROWS)]
+    digest = hashlib.sha256(checked.numerics_digest.encode())
+
+    def run(rows: Sequence[int]) -> list[list[NDArray[np.float32]]]:
+        """For each row, its outputs [its length, ...] and its states."""
+        chosen = [row % _ROWS for row in rows]
+        buffers = sequence.buffers(len(rows), _STEPS, gates=False)
+        buffers.inputs[:] = inputs[:, chosen]
+        buffers.lengths[:] = [lengths[row] for row in chosen]
+        for bound, array in zip(buffers.states, states, strict=True):
+            bound[:] = array[chosen]
+        sequence.run(buffers)
+        return [
+            [array[: lengths[row], place].copy() for array in buffers.outputs]
+            + [array[place].copy() for array in buffers.states_next]
+            for place, row in enumerate(chosen)
+        ]
+
+    try:
+        sequence.unsound[:] = _tokens_not_finite(graph, manifest, batch_rows_max)
+        alone = [run([row])[0] for row in range(_ROWS)]
+        together = [(order, run(order)) for order in _orders(batch_rows_max)]
+    except Exception as error:
+        return SequenceCheck(f"its sequence graph fails: {error}", digest.hexdigest())
+    for row, found in enumerate(alone):
+        for array in found:
+            digest.update(array.tobytes())
+        if not sequence.is_sound(inputs[: lengths[row], row]):
+            continue
+        stepped = _run(graph, fixed, [row], (1,) * lengths[row])
+        expected = [*(array[:, 0] for array in stepped.outputs), *(array[0] for array in stepped.states)]
+        for ours, theirs in zip(found, expected, strict=True):
+            # Not the other way round: what is not a number is not within anything.
+            if not (np.abs(ours - theirs) <= TOLERANCE * np.maximum(1, np.abs(theirs))).all():
+                return SequenceCheck(
+                    f"its sequence graph is further than {TOLERANCE:g} from its step graph",
+                    digest.hexdigest(),
+                )
+    for order, found_together in together:
+        for row, found in zip(order, found_together, strict=True):
+            if any(a.tobytes() != b.tobytes() for a, b in zip(found, alone[row % _ROWS], strict=True)):
+                return SequenceCheck(
+                    "in its sequence graph a row's result depends on the batch", digest.hexdigest()
+                )
+    return SequenceCheck(None, digest.hexdigest())
+
+
 def measure_costs(
-    graph: StepGraph,
+    graph: Runs,
     manifest: Manifest,
     *,
     batch_rows_max: int,
     call_seconds_max: float,
     clock: Callable[[], float],
 ) -> Costs:
-    """Times single steps of a few numbers of rows; the best of several runs each.
+    """Times calls of a few numbers of rows, of one step and of more; the best of several runs each.
 
-    Stops at the first number of rows that takes longer than a call may: more will not be run.
+    Stops at the first number of rows of which one step takes longer than a call may: more will not be run.
     """
     inputs, states = _fixed(manifest)
-    costed, seconds = [], []
-    for rows in sorted({min(rows, batch_rows_max) for rows in _COSTED_ROWS} | {batch_rows_max}):
-        buffers = graph.buffers(rows, 1, False)
+
+    def measure(rows: int, steps: int) -> float:
+        buffers = graph.buffers(rows, steps, False)
         chosen = [row % _ROWS for row in range(rows)]
-        buffers.inputs[:] = inputs[:1, chosen]
+        buffers.inputs[:] = inputs[np.arange(steps) % _STEPS][:, chosen]
         for bound, array in zip(buffers.states, states, strict=True):
             bound[:] = array[chosen]
+        buffers.lengths[:] = steps
         graph.run(buffers)  # The first run of a size lays out its memory.
         best, began = float("inf"), clock()
         for _ in range(_COSTING_RUNS_MAX):
@@ -126,16 +188,70 @@ def measure_costs(
             graph.run(buffers)
             after = clock()
             best = min(best, after - before)
-            if after - began > _COSTING_SECONDS / (len(_COSTED_ROWS) + 1):
+            if after - began > _COSTING_SECONDS:
                 break
+        return max(best, 1e-9)  # A clock may stand still.
+
+    costed, firsts, furthers = [], [], []
+    for rows in sorted({min(rows, batch_rows_max) for rows in _COSTED_ROWS} | {batch_rows_max}):
+        first = further = measure(rows, 1)
+        if first * _COSTED_STEPS <= call_seconds_max:
+            whole = measure(rows, _COSTED_STEPS)
+            # What a call costs beside its steps is at most half of this one, however noisy the machine.
+            further = max((whole - first) / (_COSTED_STEPS - 1), whole / _COSTED_STEPS / 2)
         costed.append(rows)
-        seconds.append(max(best, 1e-9))  # A clock may stand still.
-        if best > call_seconds_max:
+        firsts.append(first)
+        furthers.append(further)
+        if first > call_seconds_max:
             break
-    return Costs(tuple(costed), tuple(seconds))
+    return Costs(tuple(costed), tuple(firsts), tuple(furthers))
 
 
-def _fixed(manifest: Manifest) -> tuple[NDArray[Any], list[NDArray[np.float32]]]:
+def _run(
+    graph: Runs, fixed: _Fixed, rows: Iterable[int], cuts: Sequence[int], *, gates: bool = False
+) -> _Results:
+    """Runs these rows of the fixed inputs together, cut into calls of so many steps."""
+    inputs, states = fixed
+    chosen = [row % _ROWS for row in rows]
+    carried = [array[chosen] for array in states]
+    outputs, shown, first = [], [], 0
+    for steps in cuts:
+        buffers = graph.buffers(len(chosen), steps, gates)
+        buffers.inputs[:] = inputs[first : first + steps, chosen]
+        for bound, array in zip(buffers.states, carried, strict=True):
+            bound[:] = array
+        graph.run(buffers)
+        carried = [array.copy() for array in buffers.states_next]
+        outputs.append([array.copy() for array in buffers.outputs])
+        shown.append([array.copy() for array in buffers.gates])
+        first += steps
+    return _Results(_joined(outputs), carried, _joined(shown))
+
+
+def _orders(batch_rows_max: int) -> Iterator[list[int]]:
+    """Rows that run together: of several sizes, each in two orders."""
+    for size in sorted({size for size in _BATCHES if size <= batch_rows_max} | {batch_rows_max}):
+        yield list(range(size))
+        yield list(reversed(range(size)))
+
+
+def _tokens_not_finite(graph: Runs, manifest: Manifest, batch_rows_max: int) -> NDArray[np.bool_]:
+    """For each token, whether a step on it from the initial state is not finite; empty for values."""
+    tokens = np.arange(manifest.input.vocabulary_size or 0)
+    found = np.zeros(len(tokens), dtype=bool)
+    for first in range(0, len(tokens), batch_rows_max):
+        some = tokens[first : first + batch_rows_max]
+        buffers = graph.buffers(len(some), 1, False)
+        buffers.inputs[0] = some
+        for bound, state in zip(buffers.states, manifest.states, strict=True):
+            bound[:] = state.initial
+        graph.run(buffers)
+        for array in (*(output[0] for output in buffers.outputs), *buffers.states_next):
+            found[some] |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+    return found
+
+
+def _fixed(manifest: Manifest) -> _Fixed:
     """Inputs [steps, rows, ...] and states, each [rows, *shape]: every other row is at its initial state."""
     given = manifest.input
     if given.vocabulary_size is not None:

@@ -7,7 +7,8 @@ slots taken and given back. What a turn keeps:
 1. A step commits whole or not at all. Everything that can fail (the graph, the check for finite numbers, the
    making of answers) comes before the first write to the slab.
 2. A feed that cannot be served fails alone. A call that raises, or a row that is not finite, is run again row
-   by row and then token by token, so that what is committed depends neither on the batch nor on the cuts.
+   by row and then token by token, so that what is committed depends neither on the batch nor on the cuts. A
+   call of the sequence graph (`fast` numerics) that is in doubt is first run again on the step graph.
 3. Every feed hears of its end. Feeds are told after everything is committed, each call of `on_progress`
    guarded: an exception in one is reported, and the others are told.
 """
@@ -17,16 +18,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from cellstream.engine.batch import Call, Feed, Progress, Want
-from cellstream.engine.calibration import measure_costs, self_check
-from cellstream.engine.graph import Buffers, Graph, RowByRow, StepGraph
+from cellstream.engine.calibration import check_sequence, measure_costs, self_check
+from cellstream.engine.costs import Costs
+from cellstream.engine.graph import Buffers, Graph, RowByRow, Runs, StepGraph
 from cellstream.engine.sampling import draw
-from cellstream.engine.scheduler import STEPS_MAX, Scheduler
+from cellstream.engine.scheduler import STEPS_MAX, Batch, Scheduler
+from cellstream.engine.sequence import SequenceGraph
 from cellstream.engine.settling import settle
 from cellstream.engine.slab import Slab
 from cellstream.errors import CellstreamError, InternalError, NonFinite, StepFailed
@@ -52,13 +56,19 @@ class Engine:
         step_milliseconds_max: Target for one call; sets how many rows and steps it may have, from costs
             measured here.
         intra_op_threads: ONNX Runtime's threads.
+        numerics: `exact`: every answer is bit for bit what the session would get alone. `fast`: to 1e-5;
+            long feeds run on the sequence graph where that is cheaper, if the version has a sound one.
         clock: Seconds, monotonic.
         on_waiter_error: Told what an `on_progress` raised.
 
     Attributes:
         manifest: What the model says of itself.
-        numerics_digest: Equal on two servers: their answers are equal bit for bit.
+        numerics: As it serves.
+        why_exact: Why it serves `exact` where `fast` was asked for; None: it does not.
+        numerics_digest: Equal on two servers: their answers are equal, bit for bit in `exact` numerics.
         row_by_row: Whether rows run one at a time, because here a batch changes its rows' results.
+        step_costs: What calls of the step graph cost here.
+        sequence_costs: What calls of the sequence graph do; None where it does not serve.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class Engine:
         batch_rows_max: int,
         step_milliseconds_max: float,
         intra_op_threads: int = 1,
+        numerics: Literal["exact", "fast"] = "exact",
         clock: Callable[[], float] = time.perf_counter,
         on_waiter_error: Callable[[BaseException], None] = _log_waiter_error,
     ) -> None:
@@ -86,19 +97,34 @@ class Engine:
         self.row_by_row = not checked.rows_independent
         self._step_by_step = not checked.steps_independent
         self._graph = RowByRow(manifest, graph) if self.row_by_row else graph
+        self._sequence: SequenceGraph | None = None
+        self.why_exact: str | None = None
+        if numerics == "fast":
+            if version.sequence_graph is None:
+                self.why_exact = "the version has no sequence graph"
+            else:
+                sequence = SequenceGraph(manifest, version.sequence_graph, intra_op_threads=intra_op_threads)
+                found = check_sequence(sequence, self._graph, manifest, checked, batch_rows_max)
+                self.why_exact = found.why_not
+                if found.why_not is None:
+                    self._sequence, self.numerics_digest = sequence, found.numerics_digest
+        self.numerics: Literal["exact", "fast"] = "exact" if self._sequence is None else "fast"
+
         call_seconds_max = step_milliseconds_max / 1000
-        costs = measure_costs(
-            self._graph,
-            manifest,
-            batch_rows_max=batch_rows_max,
-            call_seconds_max=call_seconds_max,
-            clock=clock,
-        )
+
+        def costs_of(graph: Runs) -> Costs:
+            return measure_costs(
+                graph, manifest, batch_rows_max=batch_rows_max, call_seconds_max=call_seconds_max, clock=clock
+            )
+
+        self.step_costs = costs_of(self._graph)
+        self.sequence_costs = None if self._sequence is None else costs_of(self._sequence)
         self._scheduler = Scheduler(
-            costs,
+            self.step_costs,
             batch_rows_max=batch_rows_max,
             call_seconds_max=call_seconds_max,
             steps_max=1 if self._step_by_step else STEPS_MAX,
+            sequence=self.sequence_costs,
         )
         self._slab = Slab(manifest.states, slots_max)
         # By slot, the log-probabilities of the next token, while a feed waits that scores or samples.
@@ -197,7 +223,7 @@ class Engine:
         told: Told = []
         tokens = 0
         try:
-            tokens = self._step(feeds, batch.steps, told)
+            tokens = self._run(batch, told)
         except Exception as error:
             # Our own mistake, or no memory; whatever it is, nobody is left waiting for an answer.
             failure = InternalError.with_new_id()
@@ -209,7 +235,7 @@ class Engine:
             self._tell(told)
         return Call(
             rows=len(feeds),
-            steps=batch.steps,
+            steps=batch.sequence_steps or batch.steps,
             tokens=tokens,
             seconds=self._clock() - started_at,
             queue_seconds=[started_at - feed.received_at for feed in first_steps if feed.applied],
@@ -243,14 +269,58 @@ class Engine:
         want = feed.answer.want
         return want is Want.EVERY_STEP or (want is Want.LAST and left == steps == 1)
 
+    def _run(self, batch: Batch, told: Told) -> int:
+        """Runs and settles a batch on the graph that it names; where in doubt, on the step graph.
+
+        Returns:
+            How many tokens were committed.
+        """
+        feeds = batch.feeds
+        parts = self._run_sequence(feeds, batch.sequence_steps) if batch.sequence_steps else None
+        if parts is None:
+            return self._step(feeds, batch.steps, told)
+        tokens = 0
+        for rows, results in parts:
+            chosen = [feeds[row] for row in rows]
+            if _rows_not_finite(results):
+                tokens += self._step(chosen, min(results.steps, batch.steps), told)
+            else:
+                tokens += self._commit(chosen, _slots(chosen), results, told)
+        return tokens
+
+    def _run_sequence(self, feeds: Sequence[Feed], steps: int) -> list[tuple[list[int], Buffers]] | None:
+        """Runs up to `steps` tokens of each feed on the sequence graph, and settles nothing.
+
+        Returns:
+            Rows that had the same number of steps, and their results; None where the graph raises, or cannot
+            be trusted with these tokens.
+        """
+        graph = self._sequence
+        assert graph is not None, "the scheduler knows what a call of it costs"
+        try:
+            if special := _special(feeds):
+                self._look_ahead(special, steps)
+            buffers = graph.buffers(len(feeds), steps, gates=False)
+            buffers.inputs[:] = 0  # Beyond a row's length stands a token too, one that there is.
+            for row, feed in enumerate(feeds):
+                following = feed.inputs[feed.applied : feed.applied + steps]
+                buffers.inputs[: len(following), row] = following
+                buffers.lengths[row] = len(following)
+            if not graph.is_sound(buffers.inputs):
+                return None
+            self._slab.gather(_slots(feeds), buffers.states)
+            graph.run(buffers)
+            return list(graph.apart(buffers))
+        except Exception:
+            return None  # The step graph finds whose fault it is.
+
     def _step(self, feeds: Sequence[Feed], steps: int, told: Told) -> int:
         """Runs and settles `steps` tokens of each feed; on failure, fewer and fewer at once.
 
         Returns:
             How many tokens were committed.
         """
-        special = [feed for feed in feeds if feed.answer.detailed or feed.sampling is not None]
-        slots = _slots(feeds)
+        special, slots = _special(feeds), _slots(feeds)
         gates = any(feed.answer.gates for feed in special)
         try:
             if special:
@@ -355,6 +425,11 @@ class Engine:
             )
         for slot in self._before:
             assert slot in self._scheduler.waiting, f"a prediction of slot {slot} is kept for no feed"
+
+
+def _special(feeds: Sequence[Feed]) -> list[Feed]:
+    """Those that answer with more than the most likely tokens, or sample."""
+    return [feed for feed in feeds if feed.answer.detailed or feed.sampling is not None]
 
 
 def _slots(feeds: Sequence[Feed]) -> NDArray[np.int64]:

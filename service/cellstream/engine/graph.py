@@ -1,8 +1,8 @@
 """The model's graphs in ONNX Runtime, run on buffers that stay.
 
-Knows the manifest's names, shapes and axes, and nothing of sessions. The step graph runs with all its
-inputs and outputs bound to memory of ours: that saves 4 to 5 µs a call, and the engine gathers states
-straight into the inputs and reads results where they were written.
+Knows the manifest's names, shapes and axes, and nothing of sessions. The graphs run with all their inputs and
+outputs bound to memory of ours: that saves 4 to 5 µs a call, and the engine gathers states straight into the
+inputs and reads results where they were written.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ _SWITCH = {wanted: np.array(wanted) for wanted in (False, True)}
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """What one call of the step graph reads and writes; valid until the next call of any size.
+    """What one call of a graph reads and writes; valid until the graph's next call of any size.
 
     Attributes:
         rows: How many sessions step.
         steps: How many steps.
         inputs: Tokens, int64 [steps, rows], or values, float32 [steps, rows, features]; to be filled.
         states: For each state, [rows, *shape]; to be filled.
+        lengths: How many of the steps each row has, int32 [rows]; to be filled where a sequence graph runs,
+            the only one that reads it.
         results: `outputs` and `states_next`, flat, one after the other: all that has to be finite.
         outputs: For each output, float32 [steps, rows, *shape].
         states_next: For each state, after the last step, [rows, *shape].
@@ -46,6 +48,7 @@ class Buffers:
     steps: int
     inputs: NDArray[Any]
     states: list[NDArray[np.float32]]
+    lengths: NDArray[np.int32]
     results: NDArray[np.float32]
     outputs: list[NDArray[np.float32]]
     states_next: list[NDArray[np.float32]]
@@ -53,14 +56,18 @@ class Buffers:
     binding: Any = None
 
 
-class StepGraph(Protocol):
-    """What the engine needs of a graph."""
+class Runs(Protocol):
+    """What runs steps: both graphs do."""
 
     def buffers(self, rows: int, steps: int, gates: bool) -> Buffers:
         """The buffers of a call of this size; fill `inputs` and `states`, then `run`."""
 
     def run(self, buffers: Buffers) -> None:
         """Runs `buffers.steps` steps; the results are in the buffers. Raises what the graph raises."""
+
+
+class StepGraph(Runs, Protocol):
+    """What the engine needs of the graph that serves."""
 
     def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """The prediction (the first output, [rows, *shape]) from states [rows, *shape] alone."""
@@ -103,6 +110,7 @@ def lay_out(manifest: Manifest, rows: int, steps: int, gates: bool, memory: Memo
             np.moveaxis(memory.array(state.input, _graph_shape(state, rows), np.float32), state.batch_axis, 0)
             for state in manifest.states
         ],
+        lengths=memory.array("lengths", (rows,), np.int32),
         results=results,
         outputs=parts[: len(manifest.outputs)],
         states_next=[
@@ -117,23 +125,18 @@ def lay_out(manifest: Manifest, rows: int, steps: int, gates: bool, memory: Memo
     )
 
 
-class Graph:
-    """`model.onnx` and `head.onnx` of one model version.
+class BoundGraph:
+    """One graph of steps, with a set of bound buffers for each size of call.
 
     Args:
-        manifest: What the graphs take and give.
-        step_file: Path of the step graph.
-        head_file: Path of the head graph.
+        manifest: What the graph takes and gives.
+        file: Its path.
         intra_op_threads: ONNX Runtime's threads.
     """
 
-    def __init__(
-        self, manifest: Manifest, step_file: Path, head_file: Path, *, intra_op_threads: int = 1
-    ) -> None:
+    def __init__(self, manifest: Manifest, file: Path, intra_op_threads: int) -> None:
         self._manifest = manifest
-        self._session = _load(step_file, intra_op_threads)
-        self._head = _load(head_file, intra_op_threads)
-        self._head_inputs = {given.name for given in self._head.get_inputs()}
+        self._session = load_graph(file, intra_op_threads)
         self._memory = Memory()
         self._buffers: dict[tuple[int, int, bool], Buffers] = {}
 
@@ -151,16 +154,6 @@ class Graph:
         """Runs `buffers.steps` steps; the results are in the buffers. Raises what the graph raises."""
         self._session.run_with_iobinding(buffers.binding)
 
-    def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The prediction (the first output, [rows, *shape]) from states [rows, *shape] alone."""
-        given = {
-            state.input: np.ascontiguousarray(np.moveaxis(rows, 0, state.batch_axis))
-            for state, rows in zip(self._manifest.states, states, strict=True)
-            if state.input in self._head_inputs
-        }
-        prediction: NDArray[np.float32] = self._head.run([self._manifest.outputs[0].name], given)[0]
-        return prediction
-
     def _bind(self, rows: int, steps: int, gates: bool) -> Buffers:
         """Lays out the buffers of a call, and tells ONNX Runtime where they are.
 
@@ -173,9 +166,8 @@ class Graph:
         inputs = [
             (manifest.input.name, buffers.inputs),
             *zip((state.input for state in states), self._as_graph(buffers.states), strict=True),
+            *self._inputs_beside(buffers, gates),
         ]
-        if manifest.gates_switch is not None:
-            inputs.append((manifest.gates_switch, _SWITCH[gates]))
         outputs = [
             *zip((output.name for output in manifest.outputs), buffers.outputs, strict=True),
             *zip((state.output for state in states), self._as_graph(buffers.states_next), strict=True),
@@ -186,10 +178,43 @@ class Graph:
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return buffers
 
+    def _inputs_beside(self, buffers: Buffers, gates: bool) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What the graph takes beside the input and the states, by name."""
+        if self._manifest.gates_switch is not None:
+            yield self._manifest.gates_switch, _SWITCH[gates]
+
     def _as_graph(self, rows_first: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Each state as the graph has it, the batch on its own axis."""
         for state, array in zip(self._manifest.states, rows_first, strict=True):
             yield np.moveaxis(array, 0, state.batch_axis)
+
+
+class Graph(BoundGraph):
+    """`model.onnx` and `head.onnx` of one model version.
+
+    Args:
+        manifest: What the graphs take and give.
+        step_file: Path of the step graph.
+        head_file: Path of the head graph.
+        intra_op_threads: ONNX Runtime's threads.
+    """
+
+    def __init__(
+        self, manifest: Manifest, step_file: Path, head_file: Path, *, intra_op_threads: int = 1
+    ) -> None:
+        super().__init__(manifest, step_file, intra_op_threads)
+        self._head = load_graph(head_file, intra_op_threads)
+        self._head_inputs = {given.name for given in self._head.get_inputs()}
+
+    def head(self, states: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The prediction (the first output, [rows, *shape]) from states [rows, *shape] alone."""
+        given = {
+            state.input: np.ascontiguousarray(np.moveaxis(rows, 0, state.batch_axis))
+            for state, rows in zip(self._manifest.states, states, strict=True)
+            if state.input in self._head_inputs
+        }
+        prediction: NDArray[np.float32] = self._head.run([self._manifest.outputs[0].name], given)[0]
+        return prediction
 
 
 class RowByRow:
@@ -233,8 +258,8 @@ def _graph_shape(state: State, rows: int) -> tuple[int, ...]:
     return (*state.shape[: state.batch_axis], rows, *state.shape[state.batch_axis :])
 
 
-def _load(file: Path, intra_op_threads: int) -> Any:
-    """Loads a graph for the CPU."""
+def load_graph(file: Path, intra_op_threads: int) -> Any:
+    """Loads a graph for the CPU, as one of ONNX Runtime's sessions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1

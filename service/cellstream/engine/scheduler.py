@@ -3,19 +3,20 @@
 Continuous batching by step: a batch takes one token from every feed that waits, so a feed of ten thousand
 tokens takes one row of each step and delays nobody, and what a session gets does not depend on how its
 tokens were cut into feeds. Two bounds keep a call short: as many rows, and as many steps, as the cost table
-allows in the time target. Same calls, same batches.
+allows in the time target. Where there is a sequence graph (`fast` numerics) and it is the cheaper for what
+waits, a batch says how many steps of it to run. Same calls, same batches.
 
 (BatchMaker, EuroSys'18, batches by cell; Orca, OSDI'22, calls it iteration-level scheduling.)
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from cellstream.engine.batch import Feed, Want
+from cellstream.engine.costs import Costs, sequence_steps
 
 # Names of the module: an enum's member costs 30 ns to look up, and these are compared for every row.
 _EVERY_STEP = Want.EVERY_STEP
@@ -25,45 +26,29 @@ STEPS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds of one step by how many rows it has, measured at load; straight lines in between.
+class Batch:
+    """The rows of the next call.
 
     Attributes:
-        rows: Ascending numbers of rows, the first is 1.
-        seconds: What one step of so many rows took.
+        feeds: They all have tokens.
+        steps: How many tokens each feed steps by on the step graph.
+        sequence_steps: How many at most on the sequence graph, which is the cheaper; 0: it is not.
     """
-
-    rows: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    def step_seconds(self, rows: int) -> float:
-        """What one step of `rows` rows takes; beyond the table, in proportion to its last entry."""
-        after = bisect.bisect_left(self.rows, rows)
-        if after == len(self.rows):
-            return self.seconds[-1] * rows / self.rows[-1]
-        if self.rows[after] == rows:
-            return self.seconds[after]
-        low, high = self.rows[after - 1], self.rows[after]
-        share = (rows - low) / (high - low)
-        return self.seconds[after - 1] * (1 - share) + self.seconds[after] * share
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The rows of the next call: each feed steps `steps` times."""
 
     feeds: list[Feed]
     steps: int
+    sequence_steps: int = 0
 
 
 class Scheduler:
     """The feeds that wait, in the order in which they get their turn; at most one for each slot.
 
     Args:
-        costs: What a step costs.
+        costs: What a call of the step graph costs.
         batch_rows_max: Rows of one call at most.
         call_seconds_max: Target for one call; a single step of a single row may take longer.
         steps_max: Steps of one call at most; 1 for a graph whose results depend on how steps are cut.
+        sequence: What a call of the sequence graph costs; None: there is none.
 
     Attributes:
         waiting: The feeds that wait, by slot, in the order of their turns; changed here only.
@@ -71,12 +56,27 @@ class Scheduler:
     """
 
     def __init__(
-        self, costs: Costs, *, batch_rows_max: int, call_seconds_max: float, steps_max: int = STEPS_MAX
+        self,
+        costs: Costs,
+        *,
+        batch_rows_max: int,
+        call_seconds_max: float,
+        steps_max: int = STEPS_MAX,
+        sequence: Costs | None = None,
     ) -> None:
         # How many steps a call of so many rows may run; 0 where not even one fits the target.
-        fitting = [int(call_seconds_max / costs.step_seconds(rows)) for rows in range(1, batch_rows_max + 1)]
+        fitting = [costs.steps_within(rows, call_seconds_max) for rows in range(1, batch_rows_max + 1)]
         self.rows_max = max([rows for rows, steps in enumerate(fitting, start=1) if steps], default=1)
         self._steps_max = [1] + [min(max(steps, 1), steps_max) for steps in fitting[: self.rows_max]]
+        self._costs, self._sequence = costs, sequence
+        # Likewise of the sequence graph; 0 where it does not pay for so many rows.
+        self._sequence_steps_max = [0] * (self.rows_max + 1)
+        if sequence is not None:
+            for rows, steps in enumerate(self._steps_max[1:], start=1):
+                longest = min(sequence.steps_within(rows, call_seconds_max), STEPS_MAX)
+                seconds = costs.call_seconds(rows, steps) / (rows * steps)
+                if longest > 1 and sequence_steps([longest] * rows, seconds, sequence, longest):
+                    self._sequence_steps_max[rows] = longest
         self.waiting: dict[int, Feed] = {}
 
     def __repr__(self) -> str:
@@ -122,4 +122,15 @@ class Scheduler:
             steps = min(steps, len(feed.inputs) - feed.applied) or 1
             if feed.answer.states and feed.answer.want is _EVERY_STEP:
                 steps = 1  # The graph gives the states after the last step only.
-        return Batch(feeds, steps)
+        return Batch(feeds, steps, self._sequence_steps(feeds, steps) if self._sequence else 0)
+
+    def _sequence_steps(self, feeds: Sequence[Feed], steps: int) -> int:
+        """How many steps the sequence graph had best run in place of so many of the step graph; 0: none."""
+        assert self._sequence is not None, "whoever asks has seen to it"
+        rows, longest = len(feeds), self._sequence_steps_max[len(feeds)]
+        # One with a single token waiting is not held up; and only the step graph shows gates.
+        if steps == 1 or not longest or any(feed.answer.gates for feed in feeds):
+            return 0
+        waiting = [len(feed.inputs) - feed.applied for feed in feeds]
+        seconds = self._costs.call_seconds(rows, steps) / (rows * steps)
+        return sequence_steps(waiting, seconds, self._sequence, longest)

@@ -9,6 +9,9 @@ The step graph (`model.onnx`) has
              and, where `gates_switch` names it, a boolean scalar: whether the gates are wanted
     outputs  each output [time, batch, ...], each state after the last step,
              each gate [time, batch, layers, units], or [0, 0, layers, units] where they are not wanted
+The sequence graph (`sequence.onnx`), which a version need not have, has the step graph's inputs and outputs
+but for gates and their switch, and one input more, `lengths` int32 [batch]: how many of the steps each row
+has. Its states are those after each row's own last step; predictions beyond it mean nothing.
 The head graph (`head.onnx`) takes the states that it needs, and gives each output [batch, ...].
 """
 
@@ -23,6 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 from cellstream.errors import ManifestInvalid
 
 MANIFEST_FILE = "manifest.json"
+
+LENGTHS = "lengths"
+"""The sequence graph's input that says how many steps each row has."""
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """A model's name is the name of a folder, on any system."""
@@ -148,6 +154,7 @@ class Manifest(_Frozen):
         gates_switch: The graph's boolean scalar input that says whether to show it; None: it always does.
         step_graph: The file of the graph that serves.
         head_graph: The file of the graph from states to outputs.
+        sequence_graph: The file of the graph over rows of different lengths; None: there is none.
         tokenizer: The tokeniser's file; None for values.
         files: Every file of the version but the manifest, by name.
         training_data_sha256: Digest of the data it was trained on; None if it was not trained.
@@ -168,6 +175,7 @@ class Manifest(_Frozen):
     gates_switch: str | None = None
     step_graph: FileName = "model.onnx"
     head_graph: FileName = "head.onnx"
+    sequence_graph: FileName | None = None
     tokenizer: FileName | None = None
     files: dict[FileName, File]
     training_data_sha256: str | None = None
@@ -177,8 +185,8 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _names_fit_together(self) -> Self:
-        for file in (self.step_graph, self.head_graph, *([self.tokenizer] if self.tokenizer else [])):
-            if file not in self.files:
+        for file in (self.step_graph, self.head_graph, self.sequence_graph, self.tokenizer):
+            if file is not None and file not in self.files:
                 raise ValueError(f"{file} is not among the files")
         if MANIFEST_FILE in self.files:
             raise ValueError(f"{MANIFEST_FILE} is among the files, and cannot hold its own digest")

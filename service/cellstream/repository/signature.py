@@ -15,9 +15,14 @@ from typing import Any
 import onnxruntime
 
 from cellstream.errors import RepositoryError, SignatureMismatch
-from cellstream.repository.manifest import Manifest, State
+from cellstream.repository.manifest import LENGTHS, Manifest, State
 
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
 """ONNX Runtime's names of types by numpy's."""
 
 
@@ -68,8 +73,19 @@ def head_signature(manifest: Manifest) -> Signature:
     )
 
 
+def sequence_signature(manifest: Manifest) -> Signature:
+    """The signature that the manifest's sequence graph has to have."""
+    step = step_signature(manifest)
+    gates = {gate.name for gate in manifest.gates}
+    return Signature(
+        inputs={name: tensor for name, tensor in step.inputs.items() if name != manifest.gates_switch}
+        | {LENGTHS: Tensor("int32", (None,))},
+        outputs={name: tensor for name, tensor in step.outputs.items() if name not in gates},
+    )
+
+
 def check_signatures(manifest: Manifest, directory: Path) -> None:
-    """Compare both graphs of a version with its manifest.
+    """Compare the graphs of a version with its manifest.
 
     Raises:
         SignatureMismatch: A graph takes or gives something else; the message has every difference.
@@ -78,6 +94,8 @@ def check_signatures(manifest: Manifest, directory: Path) -> None:
     step, head = directory / manifest.step_graph, directory / manifest.head_graph
     _check(step, step_signature(manifest), inputs_optional=False)
     _check(head, head_signature(manifest), inputs_optional=True)
+    if manifest.sequence_graph is not None:
+        _check(directory / manifest.sequence_graph, sequence_signature(manifest), inputs_optional=False)
 
 
 def _check(path: Path, expected: Signature, *, inputs_optional: bool) -> None:

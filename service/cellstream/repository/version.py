@@ -39,6 +39,11 @@ class ModelVersion:
         return self.directory / self.manifest.head_graph
 
     @property
+    def sequence_graph(self) -> Path | None:
+        """The graph over rows of different lengths; None for a version that has none."""
+        return self.directory / self.manifest.sequence_graph if self.manifest.sequence_graph else None
+
+    @property
     def tokenizer(self) -> Path | None:
         """The tokeniser's file; None for a model that has none."""
         return self.directory / self.manifest.tokenizer if self.manifest.tokenizer else None
