@@ -40,6 +40,7 @@ CENSUS = Census(
             slots_max=64,
             feeds_waiting=4,
             queue_age_seconds=0.25,
+            numerics="exact",
             numerics_digest="abc",
             manifest_digest="def",
             is_default=True,
@@ -118,7 +119,7 @@ def test_labels_are_bounded(registry: CollectorRegistry, metrics: Metrics) -> No
         for name in sample.labels
         if family.name.startswith("cellstream_")
     }
-    info = {"numerics_digest", "manifest_digest", "is_default"}
+    info = {"numerics", "numerics_digest", "manifest_digest", "is_default"}
     assert labels == {"model", "version", "cause", "reason", "le"} | info
 
 
@@ -210,7 +211,7 @@ def test_gauges_are_read_at_the_scrape(registry: CollectorRegistry, metrics: Met
         "feeds_waiting": 4,
         "queue_age_seconds": 0.25,
     }
-    info = {**version, "numerics_digest": "abc", "manifest_digest": "def", "is_default": "true"}
+    info = {**version, "numerics": "exact", "numerics_digest": "abc", "manifest_digest": "def", "is_default": "true"}
     assert registry.get_sample_value("cellstream_model_info", info) == 1
     assert registry.get_sample_value("cellstream_streams") == 3
     assert registry.get_sample_value("cellstream_draining") == 1

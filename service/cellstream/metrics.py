@@ -56,7 +56,7 @@ SESSION_END_CAUSES = ("closed", "expired", "stream_ended", "drained")
 """How a session can end."""
 
 _VERSION = ("model", "version")
-_INFO = (*_VERSION, "numerics_digest", "manifest_digest", "is_default")
+_INFO = (*_VERSION, "numerics", "numerics_digest", "manifest_digest", "is_default")
 Labels = tuple[str, ...]
 
 
@@ -118,7 +118,7 @@ TABLE = (
     Row("feeds_waiting", "gauge", _VERSION, "Feeds with tokens that were not applied yet."),
     Row("queue_age_seconds", "gauge", _VERSION, "Age of the oldest waiting feed; 0 if none waits."),
     Row("model_info", "gauge", _INFO,
-        "1 for each version served. Equal numerics digests: equal answers, bit for bit."),
+        "1 for each version served. Equal numerics digests: equal answers, bit for bit if exact."),
     Row("streams", "gauge", (), "Streams open: calls of Predict and Generate."),
     Row("draining", "gauge", (), "1 while the server is going away."),
 )
@@ -138,6 +138,7 @@ class ModelCensus:
     slots_max: int
     feeds_waiting: int
     queue_age_seconds: float
+    numerics: str
     numerics_digest: str
     manifest_digest: str
     is_default: bool

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     intra_op_threads: PositiveInt = Field(
         default=1, description="ONNX Runtime's threads; two were 2 to 4 times slower where cores are shared."
     )
+    numerics: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="exact: each session's answers are, bit for bit, what it gets alone; "
+        "fast: to 1e-5, and long feeds of few sessions run several times as fast.",
+    )
 
     message_bytes_max: PositiveInt = Field(
         default=4 << 20, description="Bytes of one request message; gRPC's own default."

@@ -292,7 +292,7 @@ class Front:
             with urlopen(url) as page:
                 return page.read().decode()
 
-        left_out = {"model", "version", "numerics_digest", "manifest_digest", "is_default"}
+        left_out = {"model", "version", "numerics", "numerics_digest", "manifest_digest", "is_default"}
         samples: Counter[str] = Counter()
         for family in text_string_to_metric_families(await asyncio.to_thread(read)):
             for sample in family.samples:

@@ -64,6 +64,7 @@ def exported() -> dict[str, set[str]]:
         model="prose",
         version="1",
         queue_age_seconds=0.0,
+        numerics="exact",
         numerics_digest="",
         manifest_digest="",
         is_default=True,

@@ -91,6 +91,9 @@ class Models:
         kind = {"tokens": model_pb2.INPUT_KIND_TOKENS, "values": model_pb2.INPUT_KIND_VALUES}[
             manifest.input.kind
         ]
+        numerics = {"exact": model_pb2.NUMERICS_EXACT, "fast": model_pb2.NUMERICS_FAST}[
+            served.engine.numerics
+        ]
         return model_pb2.Model(
             name=served.name,
             version=served.version,
@@ -106,4 +109,5 @@ class Models:
             numerics_digest=served.engine.numerics_digest,
             manifest_digest=served.manifest_digest,
             metrics=manifest.metrics,
+            numerics=numerics,
         )

@@ -296,6 +296,7 @@ class Server:
             slots_max=engine.slots_max,
             feeds_waiting=engine.waiting,
             queue_age_seconds=0.0 if oldest is None else max(0.0, self._clock() - oldest),
+            numerics=engine.numerics,
             numerics_digest=engine.numerics_digest,
             manifest_digest=served.manifest_digest,
             is_default=self._catalogue.is_default(served),
@@ -317,6 +318,7 @@ def _load_version(
         batch_rows_max=settings.batch_rows_max,
         step_milliseconds_max=settings.step_milliseconds_max,
         intra_op_threads=settings.intra_op_threads,
+        numerics=settings.numerics,
         clock=clock,
         on_waiter_error=waiter_failed,
     )
@@ -335,8 +337,18 @@ def _load_version(
     )
     metrics.begin(served.name, served.version)
     log.info(
-        "model_loaded", model=served.name, version=served.version, numerics_digest=engine.numerics_digest
+        "model_loaded",
+        model=served.name,
+        version=served.version,
+        numerics=engine.numerics,
+        numerics_digest=engine.numerics_digest,
     )
+    costs = {"step": str(engine.step_costs)}
+    if engine.sequence_costs is not None:
+        costs["sequence"] = str(engine.sequence_costs)
+    log.info("costs_measured", model=served.name, version=served.version, **costs)
+    if engine.why_exact is not None:
+        log.warning("serving_exact", model=served.name, version=served.version, why=engine.why_exact)
     if engine.row_by_row:
         log.warning(
             "serving_row_by_row",

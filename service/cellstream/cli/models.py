@@ -32,7 +32,7 @@ def command(target: Target = TARGET, as_json: AsJson = False) -> None:
                 else f"{model.features} numbers",
                 ", ".join(f"{state.name} {list(state.shape)}" for state in model.states),
                 _figure(model.metrics.get("heldout_bits_per_character")),
-                model.numerics_digest[:12],
+                f"{model.numerics} {model.numerics_digest[:12]}",
             )
             for model in models
         ),

@@ -45,7 +45,8 @@ class ModelInfo:
         features: How many features a frame has; 0 for tokens.
         states: The state that it keeps for each session.
         gates: Names of the gates it can show.
-        numerics_digest: Equal on two servers: their answers are equal bit for bit.
+        numerics: `exact`: a session's answers are, bit for bit, those that it would get alone; `fast`: to 1e-5.
+        numerics_digest: Equal on two servers: their answers are equal, bit for bit where they are `exact`.
         manifest_digest: SHA-256 of its manifest.
         metrics: What it was measured at, by name.
         card: Its card, Markdown; empty in lists.
@@ -59,6 +60,7 @@ class ModelInfo:
     features: int
     states: tuple[StateInfo, ...]
     gates: tuple[str, ...]
+    numerics: Literal["exact", "fast"]
     numerics_digest: str
     manifest_digest: str
     metrics: dict[str, float]
@@ -97,6 +99,8 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
         features=model.features,
         states=tuple(StateInfo(state.name, state.dtype, tuple(state.shape)) for state in model.states),
         gates=tuple(model.gates),
+        # A server that does not tell is one that knew only `exact`.
+        numerics="fast" if model.numerics == model_pb2.NUMERICS_FAST else "exact",
         numerics_digest=model.numerics_digest,
         manifest_digest=model.manifest_digest,
         metrics=dict(model.metrics),

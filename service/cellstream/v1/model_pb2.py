@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65llstream/v1/model.proto\x12\rcellstream.v1\"\xf2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12,\n\ninput_kind\x18\x04 \x01(\x0e\x32\x18.cellstream.v1.InputKind\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\r\x12*\n\x06states\x18\x07 \x03(\x0b\x32\x1a.cellstream.v1.StateTensor\x12\r\n\x05gates\x18\x08 \x03(\t\x12\x17\n\x0fnumerics_digest\x18\t \x01(\t\x12\x17\n\x0fmanifest_digest\x18\n \x01(\t\x12\x32\n\x07metrics\x18\x0b \x03(\x0b\x32!.cellstream.v1.Model.MetricsEntry\x12\x0c\n\x04\x63\x61rd\x18\x0c \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.cellstream.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.cellstream.v1.Model*U\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11INPUT_KIND_TOKENS\x10\x01\x12\x15\n\x11INPUT_KIND_VALUES\x10\x02\x32\xae\x01\n\x0cModelService\x12Q\n\nListModels\x12 .cellstream.v1.ListModelsRequest\x1a!.cellstream.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.cellstream.v1.GetModelRequest\x1a\x1f.cellstream.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63\x65llstream/v1/model.proto\x12\rcellstream.v1\"\x9d\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nis_default\x18\x03 \x01(\x08\x12,\n\ninput_kind\x18\x04 \x01(\x0e\x32\x18.cellstream.v1.InputKind\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x01(\r\x12*\n\x06states\x18\x07 \x03(\x0b\x32\x1a.cellstream.v1.StateTensor\x12\r\n\x05gates\x18\x08 \x03(\t\x12\x17\n\x0fnumerics_digest\x18\t \x01(\t\x12\x17\n\x0fmanifest_digest\x18\n \x01(\t\x12\x32\n\x07metrics\x18\x0b \x03(\x0b\x32!.cellstream.v1.Model.MetricsEntry\x12\x0c\n\x04\x63\x61rd\x18\x0c \x01(\t\x12)\n\x08numerics\x18\r \x01(\x0e\x32\x17.cellstream.v1.Numerics\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"9\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\"\x13\n\x11ListModelsRequest\":\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.cellstream.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.cellstream.v1.Model*U\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11INPUT_KIND_TOKENS\x10\x01\x12\x15\n\x11INPUT_KIND_VALUES\x10\x02*K\n\x08Numerics\x12\x18\n\x14NUMERICS_UNSPECIFIED\x10\x00\x12\x12\n\x0eNUMERICS_EXACT\x10\x01\x12\x11\n\rNUMERICS_FAST\x10\x02\x32\xae\x01\n\x0cModelService\x12Q\n\nListModels\x12 .cellstream.v1.ListModelsRequest\x1a!.cellstream.v1.ListModelsResponse\x12K\n\x08GetModel\x12\x1e.cellstream.v1.GetModelRequest\x1a\x1f.cellstream.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,22 +33,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_METRICSENTRY']._loaded_options = None
   _globals['_MODEL_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_INPUTKIND']._serialized_start=664
-  _globals['_INPUTKIND']._serialized_end=749
+  _globals['_INPUTKIND']._serialized_start=707
+  _globals['_INPUTKIND']._serialized_end=792
+  _globals['_NUMERICS']._serialized_start=794
+  _globals['_NUMERICS']._serialized_end=869
   _globals['_MODEL']._serialized_start=45
-  _globals['_MODEL']._serialized_end=415
-  _globals['_MODEL_METRICSENTRY']._serialized_start=369
-  _globals['_MODEL_METRICSENTRY']._serialized_end=415
-  _globals['_STATETENSOR']._serialized_start=417
-  _globals['_STATETENSOR']._serialized_end=474
-  _globals['_LISTMODELSREQUEST']._serialized_start=476
-  _globals['_LISTMODELSREQUEST']._serialized_end=495
-  _globals['_LISTMODELSRESPONSE']._serialized_start=497
-  _globals['_LISTMODELSRESPONSE']._serialized_end=555
-  _globals['_GETMODELREQUEST']._serialized_start=557
-  _globals['_GETMODELREQUEST']._serialized_end=605
-  _globals['_GETMODELRESPONSE']._serialized_start=607
-  _globals['_GETMODELRESPONSE']._serialized_end=662
-  _globals['_MODELSERVICE']._serialized_start=752
-  _globals['_MODELSERVICE']._serialized_end=926
+  _globals['_MODEL']._serialized_end=458
+  _globals['_MODEL_METRICSENTRY']._serialized_start=412
+  _globals['_MODEL_METRICSENTRY']._serialized_end=458
+  _globals['_STATETENSOR']._serialized_start=460
+  _globals['_STATETENSOR']._serialized_end=517
+  _globals['_LISTMODELSREQUEST']._serialized_start=519
+  _globals['_LISTMODELSREQUEST']._serialized_end=538
+  _globals['_LISTMODELSRESPONSE']._serialized_start=540
+  _globals['_LISTMODELSRESPONSE']._serialized_end=598
+  _globals['_GETMODELREQUEST']._serialized_start=600
+  _globals['_GETMODELREQUEST']._serialized_end=648
+  _globals['_GETMODELRESPONSE']._serialized_start=650
+  _globals['_GETMODELRESPONSE']._serialized_end=705
+  _globals['_MODELSERVICE']._serialized_start=872
+  _globals['_MODELSERVICE']._serialized_end=1046
 # @@protoc_insertion_point(module_scope)

@@ -43,6 +43,30 @@ INPUT_KIND_VALUES: InputKind.ValueType  # 2
 """Frames of numbers."""
 Global___InputKind: _TypeAlias = InputKind  # noqa: Y015
 
+class _Numerics:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NumericsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Numerics.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NUMERICS_UNSPECIFIED: _Numerics.ValueType  # 0
+    """Never sent."""
+    NUMERICS_EXACT: _Numerics.ValueType  # 1
+    """A session's answers are, bit for bit, those that it would get alone."""
+    NUMERICS_FAST: _Numerics.ValueType  # 2
+    """They differ from those by at most 0.00001 a step, relative to what is larger than 1."""
+
+class Numerics(_Numerics, metaclass=_NumericsEnumTypeWrapper):
+    """What is promised of a model's numbers, whoever shares the batch and however tokens are cut into messages."""
+
+NUMERICS_UNSPECIFIED: Numerics.ValueType  # 0
+"""Never sent."""
+NUMERICS_EXACT: Numerics.ValueType  # 1
+"""A session's answers are, bit for bit, those that it would get alone."""
+NUMERICS_FAST: Numerics.ValueType  # 2
+"""They differ from those by at most 0.00001 a step, relative to what is larger than 1."""
+Global___Numerics: _TypeAlias = Numerics  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """One version of a model."""
@@ -81,6 +105,7 @@ class Model(_message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -94,11 +119,13 @@ class Model(_message.Message):
     features: _builtins.int
     """How many features a frame has; 0 for tokens."""
     numerics_digest: _builtins.str
-    """Equal on two servers: their answers are equal bit for bit."""
+    """Equal on two servers: their answers are equal, bit for bit in exact numerics."""
     manifest_digest: _builtins.str
     """SHA-256 of its manifest."""
     card: _builtins.str
     """Its card, Markdown."""
+    numerics: Global___Numerics.ValueType
+    """What is promised of its numbers."""
     @_builtins.property
     def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
         """The state it keeps for each session."""
@@ -126,10 +153,11 @@ class Model(_message.Message):
         manifest_digest: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         card: _builtins.str = ...,
+        numerics: Global___Numerics.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "features", b"features", "gates", b"gates", "input_kind", b"input_kind", "is_default", b"is_default", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "numerics_digest", b"numerics_digest", "states", b"states", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card", b"card", "features", b"features", "gates", b"gates", "input_kind", b"input_kind", "is_default", b"is_default", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "numerics", b"numerics", "numerics_digest", b"numerics_digest", "states", b"states", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
