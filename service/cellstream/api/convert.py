@@ -212,11 +212,14 @@ def write_predictions(message: pb.Predictions, progress: Progress, first: int, l
 def sizes_of(progress: Progress) -> tuple[int, int]:
     """At most about how many bytes a result takes on the wire: apart from its steps, and for each step."""
     apart = RESULT_BYTES
-    whole = 8 * len(progress.top_ids) + 4 * len(progress.scores or ())
-    for tensors in (progress.outputs, progress.states, progress.gates):
-        if tensors:
-            apart += TENSOR_BYTES * len(tensors)
-            whole += sum(array.nbytes for array in tensors.values())
+    whole = 8 * len(progress.top_ids)
+    if progress.scores:
+        whole += 4 * len(progress.scores)
+    if progress.outputs or progress.states or progress.gates:
+        for tensors in (progress.outputs, progress.states, progress.gates):
+            if tensors:
+                apart += TENSOR_BYTES * len(tensors)
+                whole += sum(array.nbytes for array in tensors.values())
     return apart, math.ceil(whole / progress.steps) if whole else 0
 
 

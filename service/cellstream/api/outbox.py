@@ -27,14 +27,14 @@ class Letter:
         message: It.
         last: The last of its lists that has something in it.
         bytes: About how large it is.
-        received_at: For each model, when the feeds that it answers to the end were read, in seconds of the
-            server's clock.
+        answered: For each feed that it answers to the end: the model, and when the feed was read, in seconds
+            of the server's clock.
     """
 
     message: pb.PredictResponse = field(default_factory=pb.PredictResponse)
     last: Part = Part.OPENED
     bytes: int = 0
-    received_at: dict[Served, list[float]] = field(default_factory=dict)
+    answered: list[tuple[Served, float]] = field(default_factory=list)
 
 
 class Outbox:

@@ -16,13 +16,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc.aio import ServicerContext
 
 from cellstream.api import convert
-from cellstream.api.outbox import Letter, Outbox, Part
+from cellstream.api.outbox import Outbox, Part
 from cellstream.api.rpc import parse
 from cellstream.api.status import Teller
 from cellstream.engine import Progress
 from cellstream.errors import CellstreamError, MalformedMessage, MessageTooLarge
 from cellstream.metrics import Metrics
-from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Registry
+from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Registry, Served
 from cellstream.settings import Settings
 from cellstream.v1 import prediction_pb2 as pb
 
@@ -177,9 +177,11 @@ class PredictStream:
             await context.write(letter.message)
             outbox.written(letter)
             now = self._clock()
-            for served, received_at in letter.received_at.items():
-                latency = self._metrics.feed_seconds.of(served.name, served.version)
-                latency.observe_many([now - at for at in received_at])
+            latencies: dict[Served, list[float]] = {}
+            for served, received_at in letter.answered:
+                latencies.setdefault(served, []).append(now - received_at)
+            for served, seconds in latencies.items():
+                self._metrics.feed_seconds.of(served.name, served.version).observe_many(seconds)
             if self in self._watching:
                 self.look()
 
@@ -211,8 +213,9 @@ class PredictStream:
 
     def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
         """A feed was answered, or failed."""
+        outbox, steps = self._outbox, progress.steps
         if progress.error is not None:
-            letter = self._outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES)
+            letter = outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES)
             letter.message.results.add(
                 handle=handle.number,
                 feed_id=queued.id,
@@ -220,32 +223,31 @@ class PredictStream:
                 done=True,
                 error=self._teller.status(progress.error),
             )
-            _answered(letter, handle, queued)
-            return
-        apart, step_bytes = convert.sizes_of(progress)
-        steps = progress.steps
-        room = self._settings.response_bytes_max - apart
-        each = steps if not step_bytes else max(1, room // step_bytes)
-        first = 0
-        while True:
-            last = min(first + each, steps)
-            whole = last == steps
-            letter = self._outbox.letter(Part.RESULTS, apart + step_bytes * (last - first))
-            # Set one by one: by keyword they cost twice as much, and this runs for every token.
-            result = letter.message.results.add()
-            result.handle = handle.number
-            result.feed_id = queued.id
-            # A run of steps ends at the progress's position; where it is split, its parts end before.
-            result.position = progress.position - (steps - last)
-            if last > first:
-                convert.write_predictions(result.predictions, progress, first, last)
-            result.done = progress.done and whole  # last: if the predictions fail, an error follows
-            if whole:
-                break
-            first = last
-        if progress.done:
-            _answered(letter, handle, queued)
-        if self._outbox.bytes > self._settings.stream_outbox_bytes_max:
+        else:
+            apart, step_bytes = convert.sizes_of(progress)
+            first, each = 0, steps
+            room = self._settings.response_bytes_max - apart
+            if step_bytes * steps > room:
+                each = max(1, room // step_bytes)
+            while True:
+                last = steps if first + each >= steps else first + each
+                letter = outbox.letter(Part.RESULTS, apart + step_bytes * (last - first))
+                # Set one by one: by keyword they cost twice as much, and this runs for every token.
+                result = letter.message.results.add()
+                result.handle = handle.number
+                result.feed_id = queued.id
+                # A run of steps ends at the progress's position; where it is split, its parts end before.
+                result.position = progress.position - (steps - last)
+                if last > first:
+                    convert.write_predictions(result.predictions, progress, first, last)
+                if last == steps:
+                    break
+                first = last
+            result.done = progress.done  # last: if the predictions fail, an error follows
+        if progress.done and handle.session is not None:
+            # Its latency is known once the letter is written.
+            letter.answered.append((handle.session.served, queued.received_at))
+        if outbox.bytes > self._settings.stream_outbox_bytes_max:
             self._watching.add(self)
 
     def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
@@ -272,12 +274,6 @@ def _load_open(wanted: pb.Open) -> Open:
         raise MalformedMessage(f"an Open's mode is {wanted.mode}; it is 0, 1 or 2.") from None
     load_answer = partial(convert.load_answer, convert.copied(wanted.answer))
     return Open(wanted.session_id, wanted.model, wanted.version, mode, load_answer)
-
-
-def _answered(letter: Letter, handle: Handle, queued: QueuedFeed) -> None:
-    """The letter answers a feed to its end: its latency is known once the letter is written."""
-    if handle.session is not None:
-        letter.received_at.setdefault(handle.session.served, []).append(queued.received_at)
 
 
 def _timestamp(seconds: float) -> Timestamp:

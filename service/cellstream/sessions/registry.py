@@ -456,7 +456,8 @@ class Registry:
             handle.current = handle.feed = None
             handle.stream.queued_tokens -= queued.size
             self._touch(session)
-            self._advance(handle)
+            if handle.queue:
+                self._advance(handle)
 
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
         handle.stream.queued_tokens -= queued.size
