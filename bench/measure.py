@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -18,7 +18,9 @@ class Run:
         cpu_seconds: What the process that answered spent.
         mean_batch: Tokens for each step of the graph; None where there is no graph.
         client_cpu_seconds: What the load client spent; None where there is none.
-        latencies: From sending to answer, in seconds, one for each message.
+        p50_ms: Median time from sending a message to its answer; None where there are no messages.
+        p99_ms: What 99 of 100 messages did not exceed.
+        stream_replies: The fewest and the most messages that a stream was answered.
     """
 
     tokens: int
@@ -26,7 +28,9 @@ class Run:
     cpu_seconds: float
     mean_batch: float | None = None
     client_cpu_seconds: float | None = None
-    latencies: Sequence[float] = field(default=(), repr=False)
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    stream_replies: tuple[int, int] | None = None
 
     @property
     def rate(self) -> float:
@@ -37,16 +41,6 @@ class Run:
     def cpu_microseconds_per_token(self) -> float:
         """What a token costs the process that answers."""
         return 1e6 * self.cpu_seconds / self.tokens
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, the latencies as quantiles."""
-        numbers = asdict(self)
-        numbers["latencies"] = (
-            {f"p{percent}_ms": 1e3 * quantile(self.latencies, percent / 100) for percent in (50, 90, 99)}
-            if self.latencies
-            else None
-        )
-        return numbers
 
 
 Side = Callable[[float], Run]
@@ -70,8 +64,8 @@ class Comparison:
         return {
             "ratio_median": statistics.median(self.ratios),
             "ratios": self.ratios,
-            "ours": [run.to_json() for run in self.ours],
-            "floor": [run.to_json() for run in self.floor],
+            "ours": [asdict(run) for run in self.ours],
+            "floor": [asdict(run) for run in self.floor],
         }
 
 
@@ -86,7 +80,3 @@ def compare(ours: Side, floor: Side, *, pairs: int, seconds: float, warm_up_seco
             runs.append(side(seconds))
     return comparison
 
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
-    return sorted(values)[min(int(share * len(values)), len(values) - 1)]

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Comparison, Run, quantile
+from bench.measure import Comparison, Run
 from bench.processes import ROOT
 from bench.rows import Row
 
@@ -74,7 +74,6 @@ def legend(rows: Iterable[Row]) -> str:
 
 def _cells(row: Row, comparison: Comparison) -> Sequence[str]:
     ours, ratios = comparison.ours, comparison.ratios
-    latencies = [latency for run in ours for latency in run.latencies]
     return (
         row.name,
         f"{statistics.median(ratios):.2f}",
@@ -85,8 +84,8 @@ def _cells(row: Row, comparison: Comparison) -> Sequence[str]:
         f"{_median(ours, 'cpu_microseconds_per_token'):.2f}",
         f"{_median(comparison.floor, 'cpu_microseconds_per_token'):.2f}",
         f"{_median(ours, 'mean_batch'):.1f}",
-        f"{1e3 * quantile(latencies, 0.50):.2f}" if latencies else "",
-        f"{1e3 * quantile(latencies, 0.99):.2f}" if latencies else "",
+        f"{_median(ours, 'p50_ms'):.2f}" if ours[0].p50_ms is not None else "",
+        f"{_median(ours, 'p99_ms'):.2f}" if ours[0].p99_ms is not None else "",
         _client_share(ours),
     )
 

@@ -70,7 +70,7 @@ def _ping_pong(streams: int) -> Callable[[Path], AbstractContextManager[tuple[Si
             processes.service(models) as server,
             processes.echo() as echo,
             traffic(server, streams=streams, feeds=1, seed=SEED) as ours,
-            traffic(echo, streams=streams, feeds=1, seed=SEED, echoed=True) as bare,
+            traffic(echo, streams=streams, feeds=1, seed=SEED, echo=True) as bare,
         ):
             yield ours.run, bare.run
 

@@ -1,83 +1,90 @@
-"""What the load client sends: joined messages or single tokens, serialised before the clock starts."""
+"""What the load client sends: requests serialised before the clock starts, and the server's part in a run."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from bench.load import LoadClient
+from bench.client import LoadClient
 from bench.measure import Run
 from bench.processes import Server
 from cellstream.v1 import prediction_pb2 as pb
 
-PATH = "/cellstream.v1.PredictionService/Predict"
-
-MESSAGES = 16
-"""Different messages of a stream, sent in a circle."""
+MESSAGES = 64
+"""Different messages, sent in a circle; each stream begins at another one."""
 
 
 class Traffic:
-    """Streams × feeds of one token a message, against one server.
+    """Streams × feeds of some tokens a message, against one server.
 
     Args:
         server: The server.
         streams: How many.
-        feeds: Sessions of a stream; a message feeds each of them one token and asks for the likeliest next.
+        feeds: Sessions of a stream; a message feeds each of them and asks for the likeliest next token.
+        tokens: Tokens of a feed.
+        window: Messages that a stream has under way.
+        connections: How many the streams share.
         seed: Of the tokens.
-        echoed: Whether the server is the echo, which has to be told its answer.
+        echo: Whether the server is the echo, which has to be told its answer.
     """
 
-    def __init__(self, server: Server, *, streams: int, feeds: int, seed: int, echoed: bool = False) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        streams: int,
+        feeds: int,
+        tokens: int = 1,
+        window: int = 1,
+        connections: int = 1,
+        seed: int,
+        echo: bool = False,
+    ) -> None:
         random = np.random.default_rng(seed)
-        answer = pb.Answer(top_k=1)
-        opening = pb.PredictRequest(opens=[pb.Open(handle=handle, answer=answer) for handle in range(feeds)])
         self._server = server
-        self._echoed = echoed
+        self._echo = echo
         self._client = LoadClient(
             server.port,
-            PATH,
-            [_answer(feeds) if echoed else opening.SerializeToString()] * streams,
             [
-                [_message(random.integers(0, 256, feeds).tolist()) for _ in range(MESSAGES)]
-                for _ in range(streams)
+                _answer(feeds) if echo else _opening(feeds),
+                *(_message(random.integers(0, 256, (feeds, tokens))) for _ in range(MESSAGES)),
             ],
-            feeds,
+            streams=streams,
+            connections=connections,
+            window=window,
+            feeds=feeds,
+            tokens=tokens,
+            echo=echo,
         )
 
     def run(self, seconds: float) -> Run:
         """Keeps all streams busy for so long."""
         server = self._server
         tokens_before, steps_before = self._counts()
-        cpu, client_cpu = server.cpu_seconds(), time.process_time()
-        tokens, taken, latencies = self._client.run(seconds)
-        client_cpu_seconds, cpu_seconds = time.process_time() - client_cpu, server.cpu_seconds() - cpu
+        cpu = server.cpu_seconds()
+        told = self._client.run(seconds)
+        cpu_seconds = server.cpu_seconds() - cpu
         stepped, steps = self._counts()
-        if not self._echoed:
-            assert stepped - tokens_before == tokens, "the service did not step what was answered"
-            self._check_positions()
+        if not self._echo:
+            assert stepped - tokens_before == told["tokens"], "the service did not step what was answered"
         return Run(
-            tokens=tokens,
-            seconds=taken,
+            tokens=told["tokens"],
+            seconds=told["seconds"],
             cpu_seconds=cpu_seconds,
-            mean_batch=None if self._echoed else (stepped - tokens_before) / (steps - steps_before),
-            client_cpu_seconds=client_cpu_seconds,
-            latencies=latencies,
+            mean_batch=None if self._echo else (stepped - tokens_before) / (steps - steps_before),
+            client_cpu_seconds=told["cpu_seconds"],
+            p50_ms=told["p50_ms"],
+            p99_ms=told["p99_ms"],
+            stream_replies=(told["stream_replies_min"], told["stream_replies_max"]),
         )
 
     def _counts(self) -> tuple[float, float]:
         """How many tokens and how many steps the server has made so far."""
-        if self._echoed:
+        if self._echo:
             return 0, 0
         return self._server.count("cellstream_tokens_total"), self._server.count("cellstream_steps_total")
-
-    def _check_positions(self) -> None:
-        """Every session absorbed exactly what was sent: what was measured is what was asked for."""
-        for stream, response in self._client.last.items():
-            positions = {result.position for result in response.results}
-            assert positions == {self._client.sent[stream]}, f"{positions} after {self._client.sent[stream]}"
 
     def close(self) -> None:
         """Ends the streams."""
@@ -86,18 +93,44 @@ class Traffic:
 
 @contextmanager
 def traffic(
-    server: Server, *, streams: int, feeds: int, seed: int, echoed: bool = False
+    server: Server,
+    *,
+    streams: int,
+    feeds: int,
+    tokens: int = 1,
+    window: int = 1,
+    connections: int = 1,
+    seed: int,
+    echo: bool = False,
 ) -> Iterator[Traffic]:
-    """Streams that end on leaving."""
-    made = Traffic(server, streams=streams, feeds=feeds, seed=seed, echoed=echoed)
+    """A `Traffic` whose streams end on leaving."""
+    made = Traffic(
+        server,
+        streams=streams,
+        feeds=feeds,
+        tokens=tokens,
+        window=window,
+        connections=connections,
+        seed=seed,
+        echo=echo,
+    )
     try:
         yield made
     finally:
         made.close()
 
 
-def _message(tokens: list[int]) -> bytes:
-    feeds = [pb.Feed(handle=handle, tokens=pb.Tokens(ids=[token])) for handle, token in enumerate(tokens)]
+def _opening(feeds: int) -> bytes:
+    answer = pb.Answer(top_k=1)
+    opens = [pb.Open(handle=handle, answer=answer) for handle in range(feeds)]
+    return pb.PredictRequest(opens=opens).SerializeToString()
+
+
+def _message(tokens: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> bytes:
+    """A request that feeds handle after handle the row of its number, tokens [feeds, tokens]."""
+    feeds = [
+        pb.Feed(handle=handle, tokens=pb.Tokens(ids=ids.tolist())) for handle, ids in enumerate(tokens)
+    ]
     return pb.PredictRequest(feeds=feeds).SerializeToString()
 
 
