@@ -1,6 +1,7 @@
-"""Whatever is done to sessions, in whatever order, each gets bit for bit what it would get alone.
+"""Whatever is done to sessions, in whatever order, each gets what it would get alone.
 
-The oracle is a dict of token lists and a plain loop over ONNX Runtime: one session, one token at a time.
+Bit for bit, or in `fast` numerics to 1e-5. The oracle is a dict of token lists and a plain
+loop over ONNX Runtime: one session, one token at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -68,6 +70,8 @@ class Interleavings(RuleBasedStateMachine):
 
     make_engine: Callable[[list[BaseException]], Engine]
     alone: Any
+    tolerance: float
+    """How far numbers may be from the lone run's, relative to those above 1; 0: not at all."""
     spare: list[tuple[Engine, list[BaseException]]]
     """An engine that the last run left empty: the next one goes on with it, whatever it has been through."""
 
@@ -184,6 +188,15 @@ class Interleavings(RuleBasedStateMachine):
             after = sum(len(session.absorbed) for session in self.sessions.values())
             assert call.tokens == after - before
 
+    def assert_same(self, found: Any, expected: Any) -> None:
+        """Numbers of one shape, equal as the numerics promise."""
+        found, expected = np.asarray(found), np.asarray(expected)
+        if self.tolerance:
+            assert found.shape == expected.shape
+            assert (np.abs(found - expected) <= self.tolerance * np.maximum(1, np.abs(expected))).all()
+        else:
+            assert (found.shape, found.tobytes()) == (expected.shape, expected.tobytes())
+
     def _absorb(self, slot: int, session: Session, feed: Feed) -> None:
         told: Told = feed.on_progress  # type: ignore[assignment]
         session.absorbed = told.base + feed.inputs[: feed.applied]  # type: ignore[operator]
@@ -219,7 +232,8 @@ class Interleavings(RuleBasedStateMachine):
             expected = (
                 self.alone.after(tuple(session.absorbed)).states if session.absorbed else self.alone.initial()
             )
-            assert [array.tobytes() for array in arrays] == [array.tobytes() for array in expected.values()]
+            for array, state in zip(arrays, expected.values(), strict=True):
+                self.assert_same(array[0], state)
             self.engine.give_back(slot)
         assert self.engine.slots_taken == 0
         self.engine.check_integrity()
@@ -290,10 +304,15 @@ class Told:
         ends = range(len(text) - progress.steps + 1, len(text) + 1)
         outputs = [self._outputs(text, end) for end in ends]
         best = [np.argsort(-output, kind="stable")[: answer.top_k] for output in outputs]
-        assert progress.top_ids == [token for ids in best for token in ids.tolist()]
-        assert progress.top_log_probabilities == [
-            value for output, ids in zip(outputs, best, strict=True) for value in output[ids].tolist()
-        ]
+        same = self.machine.assert_same
+        values = [value for output, ids in zip(outputs, best, strict=True) for value in output[ids].tolist()]
+        same(progress.top_log_probabilities, values)
+        if self.machine.tolerance:  # Two that are nearly as likely may change places.
+            named = np.array(progress.top_ids, int).reshape(len(outputs), answer.top_k)
+            pairs = zip(outputs, named, strict=True)
+            same([value for output, ids in pairs for value in output[ids].tolist()], values)
+        else:
+            assert progress.top_ids == [token for ids in best for token in ids.tolist()]
         if not progress.steps:
             assert progress.scores is progress.outputs is progress.states is progress.gates is None
             return
@@ -303,19 +322,19 @@ class Told:
                 if end == 1:
                     assert math.isnan(score)
                 else:
-                    assert score == self._outputs(text, end - 1)[text[end - 1]]
+                    same(score, self._outputs(text, end - 1)[text[end - 1]].item())
         if answer.log_probabilities:
             assert progress.outputs is not None
-            assert progress.outputs["log_probabilities"].tobytes() == np.stack(outputs).tobytes()
+            same(progress.outputs["log_probabilities"], np.stack(outputs))
         steps = [self.machine.alone.after(tuple(text[:end])) for end in ends]
         if answer.states:
             assert progress.states is not None
             for name, array in progress.states.items():
-                assert array.tobytes() == np.stack([step.states[name] for step in steps]).tobytes()
+                same(array, np.stack([step.states[name] for step in steps]))
         if answer.gates:
             assert progress.gates is not None
             for name, array in progress.gates.items():
-                assert array.tobytes() == np.stack([step.gates[name] for step in steps]).tobytes()
+                same(array, np.stack([step.gates[name] for step in steps]))
 
     def _outputs(self, text: list[int], end: int) -> np.ndarray:
         """The lone run's prediction after `end` tokens; before the first, the head's."""
@@ -324,21 +343,33 @@ class Told:
         return self.machine.alone.before_anything()
 
 
-def test_each_session_gets_what_it_gets_alone(make_model: Any, make_engine: Any, make_alone: Any) -> None:
-    """The promise that everything else stands on."""
+@pytest.mark.parametrize(("numerics", "allowed", "examples"), [("exact", 0.0, 400), ("fast", 1e-5, 150)])
+def test_each_session_gets_what_it_gets_alone(
+    numerics: str, allowed: float, examples: int, make_model: Any, make_engine: Any, make_alone: Any
+) -> None:
+    """The promise that everything else stands on.
+
+    In `fast` numerics both graphs sum the same float32 products, in different orders: a step differs by some
+    1e-7, and 1e-5 leaves room for what a recurrent network makes of it.
+    """
     version = make_model(poisoned=True).version
 
     class Machine(Interleavings):
         alone = make_alone(version)
+        tolerance = allowed
         spare: ClassVar[list[Any]] = []
 
         def make_engine(self, errors: list[BaseException]) -> Engine:
-            return make_engine(version, slots_max=SLOTS, batch_rows_max=3, on_waiter_error=errors.append)
+            engine: Engine = make_engine(
+                version, slots_max=SLOTS, batch_rows_max=3, on_waiter_error=errors.append, numerics=numerics
+            )
+            assert engine.numerics == numerics
+            return engine
 
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=400,
+            max_examples=examples,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
