@@ -19,7 +19,7 @@ from cellstream.training.schedule import Schedule
 from studies.study import NETWORKS, RUNS, read_recipe, read_result, write_result
 
 TOKENS = 1_000_000
-"""Of a short run: a fifth of the whole, half a minute each."""
+"""Of a short run: a sixth of the whole, half a minute each."""
 
 FIRST_RATES = (2e-3, 4e-3)
 

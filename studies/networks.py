@@ -8,7 +8,9 @@ measured: sizes, tokens, bits per character.
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 from cellstream.training import train
 from studies.study import NETWORKS, RUNS, read_checkpoint, read_result, recipe_path, write_result
@@ -20,17 +22,29 @@ def main() -> None:
         bits = read_result("learning_rates")[network]
         rate = float(min(bits, key=bits.__getitem__))
         train(recipe_path(network), runs_directory=RUNS, overrides={"training.learning_rate": rate})
-        checkpoint = read_checkpoint(network)
-        measured = {
-            "cell": checkpoint.config.cell,
-            "layers": checkpoint.config.layers,
-            "hidden_size": checkpoint.config.hidden_size,
-            "weights": checkpoint.config.parameters,
-            "learning_rate": rate,
-            **checkpoint.record.metrics,
-            "versions": checkpoint.record.versions,
-        }
-        write_result("networks", {**read_result("networks"), network: measured})
+        record(network, rate)
+
+
+def record(network: str, rate: float) -> None:
+    """Keep what a trained network measured."""
+    checkpoint = read_checkpoint(network)
+    measured = {
+        "cell": checkpoint.config.cell,
+        "layers": checkpoint.config.layers,
+        "hidden_size": checkpoint.config.hidden_size,
+        "weights": checkpoint.config.parameters,
+        "learning_rate": rate,
+        **checkpoint.record.metrics,
+        "validation": validation_curve(RUNS / f"study-{network}" / "log.jsonl"),
+        "versions": checkpoint.record.versions,
+    }
+    write_result("networks", {**read_result("networks"), network: measured})
+
+
+def validation_curve(log: Path) -> list[tuple[int, float]]:
+    """Read how validation went from a run's log: tokens learned from, bits per character."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [(int(line["tokens_seen"]), round(line["validation_bits_per_character"], 4)) for line in lines]
 
 
 if __name__ == "__main__":
