@@ -1,4 +1,4 @@
-"""The command: chooses rows, runs them, prints a table and keeps the raw numbers."""
+"""The command: chooses what to measure, prints it, and keeps every run as JSON with a plot beside it."""
 
 from __future__ import annotations
 
@@ -6,70 +6,87 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from bench import report
-from bench.measure import Comparison, compare
+from bench import page, plots, report
+from bench.measure import Plan
 from bench.processes import ROOT
-from bench.rows import ROWS, SEED, Row
-from cellstream.testing import write_model
+from bench.profile import profile
+from bench.rows import ROWS, Bench
+from bench.sweep import Range, sweep
+
+KEPT = ROOT / "build" / "bench"
+"""Where results go that are not published."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for."""
     given = _parse(arguments)
-    rows = [row for row in ROWS if not given.only or row.name.startswith(tuple(given.only))]
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **report.machine(),
-        "layers": 2,
-        "hidden_size": given.hidden_size,
-        "seed": SEED,
-        "pairs": given.pairs,
-        "seconds": given.seconds,
-        "warm_up_seconds": given.warm_up,
-    }
-    print(report.heading(about), flush=True)
-    measured: list[tuple[Row, Comparison]] = []
-    with tempfile.TemporaryDirectory() as directory:
-        models = write_model(
-            Path(directory), name="bench", hidden_size=given.hidden_size, embedding_size=64, seed=SEED
-        )
-        for row in rows:
-            print(f"... {row.what}", flush=True)
-            with row.sides(models) as (ours, floor):
-                comparison = compare(
-                    ours, floor, pairs=given.pairs, seconds=given.seconds, warm_up_seconds=given.warm_up
-                )
-            measured.append((row, comparison))
-    print("\n" + report.table(measured) + "\n\n" + report.legend(rows))
-    given.output.mkdir(parents=True, exist_ok=True)
-    file = given.output / f"{about['date'].replace(':', '')}.json"
-    results = {
-        row.name: {"what": row.what, "against": row.against, "goal": row.goal, **comparison.to_json()}
-        for row, comparison in measured
-    }
-    file.write_text(json.dumps({**about, "rows": results}, indent=1) + "\n", encoding="utf-8")
-    print(f"\nraw numbers: {file}")
+    directory = page.RESULTS if given.what == "publish" else KEPT
+    with tempfile.TemporaryDirectory() as models:
+
+        def bench(seconds: float, pairs: int, warm_up_seconds: float) -> Bench:
+            plan = Plan(given.seconds or seconds, given.pairs or pairs, given.warm_up or warm_up_seconds)
+            return Bench(Path(models), given.hidden_size, given.idle_sessions, plan)
+
+        if given.what in ("rows", "publish"):
+            _rows(bench(1.0, 9, 2.0), given.only, given.json or directory / "rows.json")
+        if given.what in ("sweep", "publish"):
+            measured = bench(0.5, 3, 0.5)
+            about = report.about(measured)
+            _keep(given.json or directory / "sweep.json", about, "sweep", sweep(measured, Range()))
+        if given.what in ("profile", "publish"):
+            measured = bench(1.0, 5, 2.0)
+            about = report.about(measured)
+            _keep(given.json or directory / "profile.json", about, "profile", profile(measured))
+    if given.what in ("page", "publish"):
+        page.write()
+
+
+def _rows(bench: Bench, only: Sequence[str], file: Path) -> None:
+    about = report.about(bench)
+    print(report.heading(about), "\n", report.LEGEND, "\n", flush=True)
+    measured: dict[str, dict[str, Any]] = {}
+    for row in ROWS:
+        if only and not row.name.startswith(tuple(only)):
+            continue
+        print(f"... {row.what}", flush=True)
+        said = {"what": row.what, "against": row.against, "goal": row.goal}
+        measured[row.name] = {**said, **row.measure(bench)}
+    print("\n" + report.table(measured) + "\n\n" + report.legend(measured))
+    _keep(file, about, "rows", measured)
+
+
+def _keep(file: Path, about: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    """Writes the results, and draws them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"about": about, name: found}, indent=1) + "\n", encoding="utf-8")
+    draw = {"rows": plots.draw_rows, "sweep": plots.draw_sweep, "profile": plots.draw_profile}[name]
+    draw(found, file.with_suffix(".png"))
+    print(f"{file}, {file.with_suffix('.png').name}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = ", ".join(row.name for row in ROWS)
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures what serving costs.")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help=f"only rows whose name begins so; of {names}"
+        "what", nargs="?", default="rows", choices=("rows", "sweep", "profile", "page", "publish")
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
-    parser.add_argument("--pairs", type=int, default=9, help="measurements of each side (default: 9)")
-    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds, for each side (default: 3)")
-    parser.add_argument("--hidden-size", type=int, default=256, help="units of a layer (default: 256)")
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "bench" / "results", help="directory of the raw numbers"
+        "--only", action="append", default=[], metavar="NAME", help=f"rows whose name begins so; of {names}"
     )
+    parser.add_argument("--seconds", type=float, help="of each measurement")
+    parser.add_argument("--pairs", type=int, help="measurements of each side")
+    parser.add_argument("--warm-up", type=float, help="seconds, for each side")
+    parser.add_argument("--hidden-size", type=int, default=256, help="units of a layer (default: 256)")
+    parser.add_argument("--idle-sessions", type=int, default=100_000, help="(default: 100,000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the runs are kept; a plot beside it")
     given = parser.parse_args(arguments)
     if given.only and not any(row.name.startswith(tuple(given.only)) for row in ROWS):
         parser.error(f"no row begins with {' or '.join(given.only)}; the rows are {names}")
+    if given.json and given.what == "publish":
+        parser.error("publish keeps its results where the docs read them")
     return given
 
 

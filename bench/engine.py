@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 
@@ -20,9 +21,21 @@ class EngineLoad:
         sessions: How many.
         feed_tokens: Tokens of a feed. Every token gets its most likely successor.
         seed: Of the tokens.
+        numerics: As the server's setting.
+
+    Raises:
+        RuntimeError: The model cannot serve in these numerics here.
     """
 
-    def __init__(self, version: ModelVersion, *, sessions: int, feed_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        version: ModelVersion,
+        *,
+        sessions: int,
+        feed_tokens: int,
+        seed: int,
+        numerics: Literal["exact", "fast"] = "exact",
+    ) -> None:
         settings = Settings()  # the engine as the server would make it
         self.engine = Engine(
             version,
@@ -30,7 +43,10 @@ class EngineLoad:
             batch_rows_max=settings.batch_rows_max,
             step_milliseconds_max=settings.step_milliseconds_max,
             intra_op_threads=settings.intra_op_threads,
+            numerics=numerics,
         )
+        if self.engine.numerics != numerics:
+            raise RuntimeError(f"{version.manifest.name} serves exact only: {self.engine.why_exact}")
         vocabulary = version.manifest.input.vocabulary_size
         random = np.random.default_rng(seed)
         self._inputs = random.integers(0, vocabulary, (sessions, feed_tokens)).tolist()

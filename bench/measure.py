@@ -38,9 +38,13 @@ class Run:
         return self.tokens / self.seconds
 
     @property
-    def cpu_microseconds_per_token(self) -> float:
+    def cpu_microseconds(self) -> float:
         """What a token costs the process that answers."""
         return 1e6 * self.cpu_seconds / self.tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, and what follows from it."""
+        return {**asdict(self), "rate": self.rate, "cpu_microseconds": self.cpu_microseconds}
 
 
 Side = Callable[[float], Run]
@@ -48,35 +52,38 @@ Side = Callable[[float], Run]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Ours and the floor, measured in alternating pairs."""
+class Plan:
+    """How long and how often to measure.
 
-    ours: list[Run]
-    floor: list[Run]
+    Attributes:
+        seconds: Of one measurement.
+        pairs: Measurements of each side.
+        warm_up_seconds: Before the first, for each side.
+    """
 
-    @property
-    def ratios(self) -> list[float]:
-        """Of each pair: our tokens per second over the floor's."""
-        return [our.rate / bare.rate for our, bare in zip(self.ours, self.floor, strict=True)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Every run of it."""
-        return {
-            "ratio_median": statistics.median(self.ratios),
-            "ratios": self.ratios,
-            "ours": [asdict(run) for run in self.ours],
-            "floor": [asdict(run) for run in self.floor],
-        }
+    seconds: float
+    pairs: int
+    warm_up_seconds: float
 
 
-def compare(ours: Side, floor: Side, *, pairs: int, seconds: float, warm_up_seconds: float) -> Comparison:
-    """Measures both sides in turn, `pairs` times; every other pair begins with the other side."""
-    ours(warm_up_seconds)
-    floor(warm_up_seconds)
-    comparison = Comparison([], [])
-    for pair in range(pairs):
-        turns = [(comparison.ours, ours), (comparison.floor, floor)]
+def compare(ours: Side, floor: Side, plan: Plan) -> dict[str, Any]:
+    """Measures both sides in turn; every other pair begins with the other side.
+
+    Returns:
+        Of each pair, in `ratios`, our tokens per second over the floor's; their median; every run.
+    """
+    ours(plan.warm_up_seconds)
+    floor(plan.warm_up_seconds)
+    ours_runs: list[Run] = []
+    floor_runs: list[Run] = []
+    for pair in range(plan.pairs):
+        turns = [(ours_runs, ours), (floor_runs, floor)]
         for runs, side in turns if pair % 2 == 0 else reversed(turns):
-            runs.append(side(seconds))
-    return comparison
-
+            runs.append(side(plan.seconds))
+    ratios = [our.rate / bare.rate for our, bare in zip(ours_runs, floor_runs, strict=True)]
+    return {
+        "median": statistics.median(ratios),
+        "ratios": ratios,
+        "ours": [run.to_json() for run in ours_runs],
+        "floor": [run.to_json() for run in floor_runs],
+    }

@@ -47,10 +47,10 @@ class Server:
 
 
 @contextmanager
-def service(models: Path) -> Iterator[Server]:
-    """`cellstream serve` with its default settings; in the models' directory there is no cellstream.toml."""
-    flags = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json"}
-    arguments = [f"--{name}={value}" for name, value in flags.items()]
+def service(models: Path, **settings: object) -> Iterator[Server]:
+    """`cellstream serve` with its default settings but these; beside the models is no cellstream.toml."""
+    given = {"models": models, "port": 0, "metrics_port": 0, "log_format": "json", **settings}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     with _started(["-m", "cellstream.cli", "serve", *arguments], models) as server:
         yield server
 

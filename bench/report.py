@@ -1,4 +1,4 @@
-"""What a person reads and what is kept: the machine, the versions, a plain table, all raw numbers."""
+"""What a person reads: the machine and its versions, and the rows as a table, plain or in Markdown."""
 
 from __future__ import annotations
 
@@ -6,107 +6,137 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Comparison, Run
 from bench.processes import ROOT
-from bench.rows import Row
+from bench.rows import SEED, Bench
 
 PACKAGES = ("onnxruntime", "numpy", "grpcio", "protobuf", "uvloop")
 
 HEADINGS = (
-    "row", "ratio", "min-max", "goal", "tokens/s", "floor", "CPU us/token", "floor", "batch",
+    "row", "ratio", "min–max", "goal", "tokens/s", "floor", "CPU µs", "floor", "batch",
     "p50 ms", "p99 ms", "client CPU",
 )  # fmt: skip
 
+LEGEND = (
+    "ratio: of tokens/s, the median of the pairs; CPU µs: of the process that serves, a token; batch: tokens "
+    "a step; client CPU: the load client's, a process of its own, as a share of the server's"
+)
 
-def machine() -> dict[str, Any]:
-    """Where this runs."""
-    cpus = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+
+def about(bench: Bench) -> dict[str, Any]:
+    """When and where this runs, on what and how."""
     return {
-        "cpu": cpus[0].partition(": ")[2] if cpus else platform.processor(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "hidden_size": bench.hidden_size,
+        "idle_sessions": bench.idle_sessions,
+        "seed": SEED,
+        "pairs": bench.plan.pairs,
+        "seconds": bench.plan.seconds,
+        "warm_up_seconds": bench.plan.warm_up_seconds,
     }
 
 
-def heading(about: dict[str, Any]) -> str:
-    """What stands above the table."""
+def heading(about: Mapping[str, Any]) -> str:
+    """What stands above a table."""
     packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
-    load = " ".join(f"{load:.2f}" for load in about["load_average"])
+    load = f"{about['load_average'][0]:.1f}"
     return (
-        f"{about['date']}  commit {about['commit']}\n"
-        f"{about['cpu']}, {about['cores']} cores, load average {load} at the start, {about['system']}\n"
-        f"Python {about['python']}, {packages}\n"
-        f"model: LSTM {about['layers']} x {about['hidden_size']}, V = 256, random weights, top-1; seed "
-        f"{about['seed']}\n"
-        f"{about['pairs']} alternating pairs of {about['seconds']:g} s a side after a warm-up of "
-        f"{about['warm_up_seconds']:g} s; medians; closed loop, one connection\n"
-        "client CPU: the load client's, a process of its own, as a share of the server's\n"
+        f"{about['date'].replace('T', ' ')}, commit {about['commit']}; {about['cpu']}, {about['cores']} "
+        f"cores, load average {load} at the start; Python {about['python']}, {packages}. Model: LSTM 2 × "
+        f"{about['hidden_size']} over 256 tokens, random weights, top-1; seed {about['seed']}. "
+        f"{about['pairs']} alternating pairs of {about['seconds']:g} s a side, after a warm-up of "
+        f"{about['warm_up_seconds']:g} s; medians."
     )
 
 
-def table(rows: Iterable[tuple[Row, Comparison]]) -> str:
-    """The rows, a line each, and under it what they mean."""
-    lines = [HEADINGS, *(_cells(row, comparison) for row, comparison in rows)]
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of a result, a line each."""
+    lines = [HEADINGS, *(_cells(name, row) for name, row in rows.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if place == 0 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in lines
     )
 
 
-def legend(rows: Iterable[Row]) -> str:
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows as a table of the docs, each with what it means."""
+    lines = [
+        "| what | against | ratio (min–max) | goal | tokens/s | CPU µs: ours, floor | batch |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in rows.items():
+        _, ratio, spread, goal, rate, _, cpu, floor_cpu, batch, *_ = _cells(name, row)
+        cpus = f"{cpu}, {floor_cpu}" if cpu else ""
+        cells = (row["what"], row["against"], f"**{ratio}** ({spread})", goal, rate, cpus, batch)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def legend(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What the rows' names stand for."""
-    return "\n".join(f"{row.name:13} {row.what}; floor: {row.against}" for row in rows)
+    return "\n".join(f"{name:13} {row['what']}; against: {row['against']}" for name, row in rows.items())
 
 
-def _cells(row: Row, comparison: Comparison) -> Sequence[str]:
-    ours, ratios = comparison.ours, comparison.ratios
+def short(row: Mapping[str, Any]) -> bool:
+    """Whether the row falls short of its goal."""
+    goal: float | None = row["goal"]
+    if goal is None:
+        return False
+    return bool(row["median"] > goal if "values" in row else row["median"] < goal)
+
+
+def _cells(name: str, row: Mapping[str, Any]) -> Sequence[str]:
+    if "values" in row:
+        values, unit = row["values"], row["unit"]
+        spread = f"{min(values):,.0f}–{max(values):,.0f}"
+        return (name, f"{row['median']:,.0f} {unit}", spread, f"≤ {row['goal']:,.0f} {unit}", *[""] * 8)
+    ours, floor, ratios = row["ours"], row["floor"], row["ratios"]
+    client = [run["client_cpu_seconds"] / run["cpu_seconds"] for run in ours if run["client_cpu_seconds"]]
     return (
-        row.name,
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f}-{max(ratios):.2f}",
-        f"{row.goal:.2f}",
+        name,
+        f"{row['median']:.2f}",
+        f"{min(ratios):.2f}–{max(ratios):.2f}",
+        "" if row["goal"] is None else f"≥ {row['goal']:.2f}",
         f"{_median(ours, 'rate'):,.0f}",
-        f"{_median(comparison.floor, 'rate'):,.0f}",
-        f"{_median(ours, 'cpu_microseconds_per_token'):.2f}",
-        f"{_median(comparison.floor, 'cpu_microseconds_per_token'):.2f}",
-        f"{_median(ours, 'mean_batch'):.1f}",
-        f"{_median(ours, 'p50_ms'):.2f}" if ours[0].p50_ms is not None else "",
-        f"{_median(ours, 'p99_ms'):.2f}" if ours[0].p99_ms is not None else "",
-        _client_share(ours),
+        f"{_median(floor, 'rate'):,.0f}",
+        f"{_median(ours, 'cpu_microseconds'):.1f}",
+        f"{_median(floor, 'cpu_microseconds'):.1f}",
+        *(
+            "" if ours[0][key] is None else f"{_median(ours, key):.{digits}f}"
+            for key, digits in (("mean_batch", 1), ("p50_ms", 2), ("p99_ms", 2))
+        ),
+        f"{statistics.median(client):.0%}" if client else "",
     )
 
 
-def _client_share(runs: Sequence[Run]) -> str:
-    """The load client's processor time as a share of the server's."""
-    shares = [run.client_cpu_seconds / run.cpu_seconds for run in runs if run.client_cpu_seconds is not None]
-    return f"{statistics.median(shares):.0%}" if shares else ""
-
-
-def _median(runs: Sequence[Run], attribute: str) -> float:
-    median: float = statistics.median(getattr(run, attribute) for run in runs)
-    return median
+def _median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(statistics.median(run[key] for run in runs))
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "unknown"
 
 
-def _read(file: str) -> str:
-    return Path(file).read_text(encoding="utf-8") if sys.platform == "linux" else ""
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -6,97 +6,208 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from bench import processes
 from bench.bare import Bare
 from bench.engine import EngineLoad
-from bench.measure import Side
+from bench.idle import idle_bytes, idle_sessions, room_for
+from bench.measure import Plan, Side, compare
 from bench.traffic import traffic
 from cellstream.repository import ModelVersion, Repository
+from cellstream.testing import write_model
 
 SEED = 20_261_124
 
 
 @dataclass(frozen=True, slots=True)
+class Bench:
+    """What all rows are measured on.
+
+    Attributes:
+        directory: Where models are written.
+        hidden_size: Units of each of their two layers.
+        idle_sessions: How many sessions are idle, where some are.
+        plan: How long and how often.
+    """
+
+    directory: Path
+    hidden_size: int
+    idle_sessions: int
+    plan: Plan
+
+    def models(self) -> Path:
+        """A directory with the model, random weights over 256 tokens."""
+        models = self.directory / "float32"
+        if not models.exists():
+            write_model(models, name="bench", hidden_size=self.hidden_size, embedding_size=64, seed=SEED)
+        return models
+
+    def version(self) -> ModelVersion:
+        """The model."""
+        (version,) = Repository(self.models()).load_all()
+        return version
+
+
+Sides = Callable[[Bench], AbstractContextManager[tuple[Side, Side]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table.
+    """Two sides in turn: what counts is the ratio of their tokens per second.
 
     Attributes:
         name: What `--only` takes.
         what: What is measured.
         against: Its floor.
-        goal: The least ratio that the design asks for.
-        sides: Given the directory of a model, both of them, ready to run.
+        goal: The least ratio that the design asks for; None: it asks for none.
+        sides: Both of them, ready to run.
+    """
+
+    name: str
+    what: str
+    against: str
+    goal: float | None
+    sides: Sides
+
+    def measure(self, bench: Bench) -> dict[str, Any]:
+        """What `compare` returns."""
+        with self.sides(bench) as (ours, floor):
+            return compare(ours, floor, bench.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A number by itself.
+
+    Attributes:
+        name: What `--only` takes.
+        what: What is measured.
+        against: What it is counted from.
+        goal: The most that the design allows.
+        unit: Of the number.
+        values: Measures it a few times.
     """
 
     name: str
     what: str
     against: str
     goal: float
-    sides: Callable[[Path], AbstractContextManager[tuple[Side, Side]]]
+    unit: str
+    values: Callable[[Bench], list[float]]
+
+    def measure(self, bench: Bench) -> dict[str, Any]:
+        """The values and their median."""
+        values = self.values(bench)
+        return {"median": float(np.median(values)), "values": values, "unit": self.unit}
 
 
-def _engine(sessions: int, feed_tokens: int) -> Callable[[Path], AbstractContextManager[tuple[Side, Side]]]:
+def bare(version: ModelVersion, rows: int, steps: int) -> Bare:
+    """The floor: ONNX Runtime with so many rows and steps a call."""
+    vocabulary = version.manifest.input.vocabulary_size
+    return Bare(version, np.random.default_rng(SEED).integers(0, vocabulary, (steps, rows)))
+
+
+def _engine(sessions: int, feed_tokens: int) -> Sides:
     @contextmanager
-    def sides(models: Path) -> Iterator[tuple[Side, Side]]:
-        version = _version(models)
+    def sides(bench: Bench) -> Iterator[tuple[Side, Side]]:
+        version = bench.version()
         load = EngineLoad(version, sessions=sessions, feed_tokens=feed_tokens, seed=SEED)
         call = load.engine.turn()
         assert call is not None, "everybody waits"
-        yield load.run, _bare(version, call.rows, call.steps).run
+        yield load.run, bare(version, call.rows, call.steps).run
 
     return sides
 
 
-def _service(streams: int, feeds: int) -> Callable[[Path], AbstractContextManager[tuple[Side, Side]]]:
+def _fast(sessions: int) -> Sides:
     @contextmanager
-    def sides(models: Path) -> Iterator[tuple[Side, Side]]:
-        bare = _bare(_version(models), 64, 1)
+    def sides(bench: Bench) -> Iterator[tuple[Side, Side]]:
+        def load(numerics: Literal["exact", "fast"]) -> Side:
+            version = bench.version()
+            return EngineLoad(version, sessions=sessions, feed_tokens=1024, seed=SEED, numerics=numerics).run
+
+        yield load("fast"), load("exact")
+
+    return sides
+
+
+def _service(streams: int, feeds: int) -> Sides:
+    @contextmanager
+    def sides(bench: Bench) -> Iterator[tuple[Side, Side]]:
+        floor = bare(bench.version(), 64, 1)
         with (
-            processes.service(models) as server,
+            processes.service(bench.models()) as server,
             traffic(server, streams=streams, feeds=feeds, seed=SEED) as ours,
         ):
-            yield ours.run, bare.run
+            yield ours.run, floor.run
 
     return sides
 
 
-def _ping_pong(streams: int) -> Callable[[Path], AbstractContextManager[tuple[Side, Side]]]:
-    @contextmanager
-    def sides(models: Path) -> Iterator[tuple[Side, Side]]:
-        with (
-            processes.service(models) as server,
-            processes.echo() as echo,
-            traffic(server, streams=streams, feeds=1, seed=SEED) as ours,
-            traffic(echo, streams=streams, feeds=1, seed=SEED, echo=True) as bare,
-        ):
-            yield ours.run, bare.run
+@contextmanager
+def _ping_pong(bench: Bench) -> Iterator[tuple[Side, Side]]:
+    with (
+        processes.service(bench.models()) as server,
+        processes.echo() as echo,
+        traffic(server, streams=64, feeds=1, seed=SEED) as ours,
+        traffic(echo, streams=64, feeds=1, seed=SEED, echo=True) as floor,
+    ):
+        yield ours.run, floor.run
 
-    return sides
+
+@contextmanager
+def _beside_idle(bench: Bench) -> Iterator[tuple[Side, Side]]:
+    with (
+        processes.service(bench.models(), **room_for(bench.idle_sessions)) as crowded,
+        processes.service(bench.models()) as empty,
+        idle_sessions(crowded, bench.idle_sessions, seed=SEED),
+        traffic(crowded, streams=1, feeds=64, seed=SEED) as ours,
+        traffic(empty, streams=1, feeds=64, seed=SEED) as floor,
+    ):
+        yield ours.run, floor.run
+
+
+def _idle_bytes(bench: Bench) -> list[float]:
+    states = bench.version().manifest.states
+    state_bytes = sum(4 * int(np.prod(state.shape)) for state in states)
+    with processes.service(bench.models(), **room_for(bench.idle_sessions)) as server:
+        return idle_bytes(server, bench.idle_sessions, state_bytes, seed=SEED)
+
+
+@contextmanager
+def _precisions(bench: Bench) -> Iterator[tuple[Side, Side]]:
+    from bench.training import TrainingLoad  # here: PyTorch takes seconds to import
+
+    def load(precision: Literal["float32", "bfloat16"]) -> Side:
+        return TrainingLoad(hidden_size=bench.hidden_size, precision=precision, seed=SEED).run
+
+    yield load("bfloat16"), load("float32")
 
 
 ORT = "bare ONNX Runtime, same graph and call, state in place"
 ORT_64 = "bare ONNX Runtime at B = 64, state in place"
+EXACT = "the same in exact numerics"
 
-ROWS = (
+ROWS: tuple[Row | Gauge, ...] = (
     Row("engine-64", "engine, 64 sessions with tokens waiting", ORT, 0.90, _engine(64, 1024)),
     Row("engine-256", "engine, 256 sessions with tokens waiting", ORT, 0.90, _engine(256, 1024)),
-    Row("engine-loop", "engine, closed loop, 64 sessions x 1 token", ORT, 0.80, _engine(64, 1)),
-    Row("service-8x64", "service, 8 streams x 64 feeds a message", ORT_64, 0.75, _service(8, 64)),
-    Row("service-1x64", "service, 1 stream x 64 feeds a message", ORT_64, 0.60, _service(1, 64)),
+    Row("engine-loop", "engine, closed loop, 64 sessions × 1 token", ORT, 0.80, _engine(64, 1)),
+    Row("service-8x64", "service, 8 streams × 64 feeds a message", ORT_64, 0.75, _service(8, 64)),
+    Row("service-1x64", "service, 1 stream × 64 feeds a message", ORT_64, 0.60, _service(1, 64)),
+    Row("service-64x1", "service, 64 streams × 1 token, ping-pong", "bare grpc.aio echo", 0.75, _ping_pong),
+    Gauge("idle-bytes", "an idle session, held by a stream", "its raw state", 512, "B", _idle_bytes),
     Row(
-        "service-64x1", "service, 64 streams x 1 token, ping-pong", "bare grpc.aio echo", 0.75, _ping_pong(64)
+        "idle-step",
+        "service, 1 stream × 64 feeds, beside idle sessions",
+        "the same without them",
+        1 / 1.05,
+        _beside_idle,
     ),
+    Row("fast-1", "engine in fast numerics, long feeds of 1 session", EXACT, None, _fast(1)),
+    Row("fast-8", "engine in fast numerics, long feeds of 8 sessions", EXACT, None, _fast(8)),
+    Row("fast-64", "engine in fast numerics, long feeds of 64 sessions", EXACT, None, _fast(64)),
+    Row("train-bf16", "training in bfloat16, 64 windows of 64 tokens", "float32", None, _precisions),
 )
-
-
-def _version(models: Path) -> ModelVersion:
-    (version,) = Repository(models).load_all()
-    return version
-
-
-def _bare(version: ModelVersion, rows: int, steps: int) -> Bare:
-    vocabulary = version.manifest.input.vocabulary_size
-    return Bare(version, np.random.default_rng(SEED).integers(0, vocabulary, (steps, rows)))

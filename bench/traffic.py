@@ -128,9 +128,7 @@ def _opening(feeds: int) -> bytes:
 
 def _message(tokens: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> bytes:
     """A request that feeds handle after handle the row of its number, tokens [feeds, tokens]."""
-    feeds = [
-        pb.Feed(handle=handle, tokens=pb.Tokens(ids=ids.tolist())) for handle, ids in enumerate(tokens)
-    ]
+    feeds = [pb.Feed(handle=handle, tokens=pb.Tokens(ids=ids.tolist())) for handle, ids in enumerate(tokens)]
     return pb.PredictRequest(feeds=feeds).SerializeToString()
 
 

@@ -1,0 +1,55 @@
+"""Sessions that a stream holds and does not feed: what they weigh, and what they cost the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.processes import Server
+from bench.traffic import traffic
+
+HANDLES = 4000
+"""Sessions of a stream; the server's own bound is a little higher."""
+
+SAMPLES = 5
+
+
+def room_for(sessions: int) -> dict[str, int]:
+    """The settings of a server that takes so many sessions beside those of a load."""
+    return {"slots_max": sessions + 4096}
+
+
+@contextmanager
+def idle_sessions(server: Server, sessions: int, *, seed: int) -> Iterator[None]:
+    """So many sessions, each fed one token, then left alone, until leaving."""
+    with ExitStack() as stack:
+        left = sessions
+        while left:
+            feeds = min(left, HANDLES)
+            load = stack.enter_context(traffic(server, streams=1, feeds=feeds, seed=seed))
+            load.run(0)
+            left -= feeds
+        yield
+
+
+def idle_bytes(server: Server, sessions: int, state_bytes: int, *, seed: int) -> list[float]:
+    """Bytes that a session takes beyond its state, for each of a few parts of so many sessions.
+
+    The first part is not counted: the server's own memory grows with it.
+    """
+    part = sessions // (SAMPLES + 1)
+    grown = []
+    with ExitStack() as stack:
+        for _ in range(SAMPLES + 1):
+            before = resident_bytes(server.pid)
+            stack.enter_context(idle_sessions(server, part, seed=seed))
+            grown.append((resident_bytes(server.pid) - before) / part - state_bytes)
+    return grown[1:]
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    (resident,) = [line.split()[1] for line in lines if line.startswith("Rss:")]
+    return 1024 * int(resident)

@@ -1,0 +1,92 @@
+"""Puts committed results into the docs: the tables between marks, and the figures beside the page.
+
+A mark is `<!-- bench: NAME -->`, and what follows it up to `<!-- end -->` is written here, never by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench import plots, report
+from bench.processes import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
+FIGURES = ROOT / "docs" / "performance"
+
+_MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def write(results: Path = RESULTS) -> None:
+    """Writes the page's tables and figures, and the README's table, from the results in a directory."""
+    FIGURES.mkdir(exist_ok=True)
+    for page in (PAGE, README):
+        page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for name, draw in (
+        ("rows", plots.draw_rows),
+        ("sweep", plots.draw_sweep),
+        ("profile", plots.draw_profile),
+    ):
+        draw(_read(results, name)[name], FIGURES / f"{name}.png")
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """A page's text with everything between marks as the results say."""
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}{BLOCKS[found[2]](results)}\n{found[3]}"
+
+    return _MARKED.sub(block, text)
+
+
+def _read(results: Path, name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    return told
+
+
+def _about(name: str) -> Callable[[Path], str]:
+    return lambda results: report.heading(_read(results, name)["about"])
+
+
+def _rows(results: Path) -> str:
+    return report.markdown(_read(results, "rows")["rows"])
+
+
+def _latencies(results: Path) -> str:
+    """Round trips of the service rows."""
+    lines = ["| what | p50 ms | p99 ms | replies a stream | load client's CPU |", "|---" * 5 + "|"]
+    for row in _read(results, "rows")["rows"].values():
+        runs = row.get("ours", [])
+        if not runs or runs[0]["p50_ms"] is None:
+            continue
+        p50, p99 = (statistics.median(run[key] for run in runs) for key in ("p50_ms", "p99_ms"))
+        fewest, most = (sum(run["stream_replies"][end] for run in runs) for end in (0, 1))
+        client = statistics.median(run["client_cpu_seconds"] / run["cpu_seconds"] for run in runs)
+        lines.append(f"| {row['what']} | {p50:.2f} | {p99:.2f} | {fewest:,}–{most:,} | {client:.0%} |")
+    return "\n".join(lines)
+
+
+def _profile(results: Path) -> str:
+    loads: Mapping[str, Mapping[str, Any]] = _read(results, "profile")["profile"]
+    lines = ["| CPU µs a token | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
+    for part in next(iter(loads.values()))["parts"]:
+        costs = " | ".join(f"{load['parts'][part]:.1f}" for load in loads.values())
+        lines += [f"| {part} | {costs} |"]
+    totals = " | ".join(f"**{load['cpu_microseconds']:.1f}**" for load in loads.values())
+    return "\n".join([*lines, f"| all | {totals} |"])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "about_rows": _about("rows"),
+    "about_sweep": _about("sweep"),
+    "about_profile": _about("profile"),
+    "rows": _rows,
+    "latencies": _latencies,
+    "profile": _profile,
+}

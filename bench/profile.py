@@ -1,0 +1,88 @@
+"""Where a microsecond goes: what perf sees of the serving process under load, by library.
+
+Linux's perf samples the process's CPU time and names the library that it was in; the share of each, times
+the CPU microseconds of a token, is what a token costs there. It needs perf (Debian: linux-perf), and the
+right to use it (root, or kernel.perf_event_paranoid ≤ 1).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench import processes
+from bench.rows import SEED, Bench
+from bench.traffic import traffic
+
+PARTS = {
+    "ONNX Runtime": ("onnxruntime",),
+    "copies and memory (libc)": ("libc.so", "libc-", "libstdc++", "ld-linux"),
+    "Python": ("libpython", "python3", "_asyncio", "_struct", "_heapq", "_bisect", "math."),
+    "numpy": ("_multiarray", "openblas"),
+    "protobuf": ("_message",),
+    "gRPC and uvloop": ("cygrpc", "loop.cpython"),
+    "kernel": ("[kernel", "[vdso", "[guest", "[unknown"),
+}
+"""By the beginning or a piece of a library's name; what is none of these is `other`."""
+
+RECORD = ("perf", "record", "--quiet", "--event", "cpu-clock", "--freq", "999")
+
+LOADS = {
+    "8 streams × 64 feeds": (8, 64),
+    "1 stream × 64 feeds": (1, 64),
+    "64 streams × 1 token": (64, 1),
+}
+
+
+def profile(bench: Bench, say: Any = print) -> dict[str, Any]:
+    """Profiles the service under each load.
+
+    Returns:
+        For each load: `cpu_microseconds` of a token, the part of each library in `parts`, `samples`, and the
+        libraries as perf names them, with their shares.
+    """
+    found = {}
+    for name, (streams, feeds) in LOADS.items():
+        say(f"... {name}", flush=True)
+        with (
+            processes.service(bench.models()) as server,
+            traffic(server, streams=streams, feeds=feeds, seed=SEED) as load,
+            tempfile.NamedTemporaryFile(suffix=".perf") as file,
+        ):
+            load.run(bench.plan.warm_up_seconds)
+            record = subprocess.Popen(
+                [*RECORD, "--pid", str(server.pid), "--output", file.name],
+                stderr=subprocess.PIPE,
+            )
+            run = load.run(bench.plan.seconds * bench.plan.pairs)
+            record.send_signal(signal.SIGINT)
+            record.communicate()
+            shares, samples = _shares(Path(file.name))
+        found[name] = {
+            "cpu_microseconds": run.cpu_microseconds,
+            "samples": samples,
+            "parts": {part: share * run.cpu_microseconds for part, share in _parts(shares).items()},
+            "shares": shares,
+        }
+    return found
+
+
+def _shares(file: Path) -> tuple[dict[str, float], int]:
+    """Of each library, its share of the samples; and how many samples there are."""
+    command = ["perf", "report", "--input", str(file), "--stdio", "--sort", "dso", "--show-nr-samples"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    counts = {name: int(count) for count, name in re.findall(r"^ +[\d.]+% +(\d+) +(\S+)", said, re.M)}
+    samples = sum(counts.values())
+    return {name: count / samples for name, count in counts.items()}, samples
+
+
+def _parts(shares: dict[str, float]) -> dict[str, float]:
+    parts = dict.fromkeys([*PARTS, "other"], 0.0)
+    for library, share in shares.items():
+        owners = [part for part, pieces in PARTS.items() if any(piece in library for piece in pieces)]
+        parts[owners[0] if owners else "other"] += share
+    return parts
