@@ -64,7 +64,8 @@ def _train() -> Path:
     runs = ROOT / "runs"
     recipe = ROOT / "models" / SHIPPED / "recipe.toml"
     settings = (f"name={TRAINED}", f"training.tokens={TRAINED_TOKENS}")
-    _run("train", str(recipe), "--runs", str(runs), *(word for one in settings for word in ("--set", one)))
+    changes = (word for one in settings for word in ("--set", one))
+    _run("train", str(recipe), "--restart", "--runs", str(runs), *changes)  # whatever a Ctrl-C left there
     _title("Export, and prove")
     models = runs / TRAINED / "models"
     _run("export", str(runs / TRAINED / "checkpoint"), "--models", str(models))

@@ -57,7 +57,7 @@ def test_the_state_is_carried_from_window_to_window() -> None:
     network, windows = model(), token_windows(3)
     learner = Learner(network, Training(tokens=1, weight_decay=0), "float32")
     expected = nats_by_the_equations(network, windows).reshape(3, -1).mean(dim=1)
-    found = [learner.learn(window, learning_rate=0.0) for window in windows]
+    found = [learner.learn(window, learning_rate=0.0).loss for window in windows]
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_bfloat16_learns_and_keeps_float32_weights() -> None:
     """The weights that are exported were never rounded to 8 bits."""
     network, windows = model(), token_windows(2)
     learner = Learner(network, Training(tokens=1), "bfloat16")
-    losses = [learner.learn(window, 0.02) for window in windows * 20]
+    losses = [learner.learn(window, 0.02).loss for window in windows * 20]
     assert losses[-1] < losses[0]
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
@@ -101,6 +101,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
         network.head.bias[0] = math.nan
     before = numpy_weights(network)
     with pytest.raises(TrainingFailed, match="loss became nan"):
+        Learner(network, Training(tokens=1), "float32").learn(window, 0.1)
+    for name, weight in numpy_weights(network).items():
+        np.testing.assert_array_equal(weight, before[name])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
+    """A finite loss can have such a gradient, and one step along it loses every weight."""
+    network, (window, *_) = model(), token_windows(1)
+    network.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = numpy_weights(network)
+    with pytest.raises(TrainingFailed, match="gradient became"):
         Learner(network, Training(tokens=1), "float32").learn(window, 0.1)
     for name, weight in numpy_weights(network).items():
         np.testing.assert_array_equal(weight, before[name])

@@ -11,6 +11,9 @@ import typer
 from cellstream.cli.console import console, note, print_json
 from cellstream.cli.options import AsJson
 
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that ended a program."""
+
 
 def command(
     recipe: Annotated[
@@ -27,22 +30,40 @@ def command(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that is there; begin where there is none.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away an unfinished run that is there, and begin anew.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model as a recipe says: progress while it runs, then its numbers on text held out.
 
-    Ctrl-C stops it; the best checkpoint until then is whole. `cellstream export` makes of it what can be
-    served.
-    """
-    from cellstream.training import train
+    Ctrl-C or SIGTERM stops it after the update that runs, and saves it: --resume goes on. After a kill at any
+    other moment too, with what was learned since the last save (a minute at most) learned again. The best
+    checkpoint until then is whole. `cellstream export` makes of it what can be served.
 
+    Exit codes: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    from cellstream.training import Stopped, train
+
+    if resume and restart:
+        raise typer.BadParameter(
+            "goes on, where --restart throws away: give one of them", param_hint="--resume"
+        )
     # As JSON standard output has one line, and the progress goes beside it.
-    checkpoint = train(
-        recipe,
-        runs_directory=runs,
-        console=console(stderr=as_json),
-        overrides=dict(_read_change(text) for text in change or ()),
-    )
+    try:
+        checkpoint = train(
+            recipe,
+            runs_directory=runs,
+            console=console(stderr=as_json),
+            overrides=dict(_read_change(text) for text in change or ()),
+            resume=resume,
+            restart=restart,
+        )
+    except Stopped as stopped:
+        raise typer.Exit(SIGNALLED + stopped.number) from None
     if as_json:
         print_json({"checkpoint": str(checkpoint)})
     else:

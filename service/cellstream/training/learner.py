@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,9 +13,28 @@ from cellstream.errors import TrainingFailed
 from cellstream.training.data import Window
 from cellstream.training.recipe import Precision, Training
 
+_ADVICE = "a lower learning_rate or gradient_norm_max, or float32, may help."
+
+
+class Update(NamedTuple):
+    """What an update shows.
+
+    Attributes:
+        loss: Mean over the window before the update, in nats a token.
+        gradient_norm: Before it was clipped.
+    """
+
+    loss: float
+    gradient_norm: float
+
 
 class Learner:
-    """AdamW on a window at a time, the states carried from window to window.
+    """One optimiser's step for each window, the states carried from window to window.
+
+    AdamW (Loshchilov & Hutter 2019) for every weight; or, where the recipe says `muon`, Muon for the matrices
+    of the recurrence and AdamW for the embedding, the biases and the head. Muon (Jordan et al. 2024) steps
+    along the nearest orthogonal matrix of the momentum, scaled to the length of AdamW's steps (Liu et al.
+    2025, arXiv:2502.16982), so that one learning rate serves both.
 
     Args:
         model: What learns.
@@ -26,12 +46,10 @@ class Learner:
         self.model = model
         self.precision = precision
         self._gradient_norm_max = training.gradient_norm_max
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-        )
+        self._optimizers = _optimizers(model, training)
         self._states: States | None = None
 
-    def learn(self, window: Window, learning_rate: float) -> float:
+    def learn(self, window: Window, learning_rate: float) -> Update:
         """Update the weights once.
 
         Args:
@@ -39,29 +57,71 @@ class Learner:
             learning_rate: How far to step.
 
         Returns:
-            The mean loss of the window before the update, in nats a token.
+            The loss, and how long the gradient was.
 
         Raises:
-            TrainingFailed: The loss is not finite; the weights are as they were.
+            TrainingFailed: The loss or its gradient is not finite; the weights are as they were.
         """
         if window.fresh:
             self._states = None
-        inputs, targets = torch.from_numpy(window.inputs), torch.from_numpy(window.targets)
+        device = self.model.head.weight.device
+        inputs, targets = (torch.from_numpy(ids).to(device) for ids in (window.inputs, window.targets))
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             trace = self.model(inputs, self._states)
             loss = nn.functional.nll_loss(trace.prediction.flatten(0, 1), targets.flatten())
         nats = loss.item()
         if not math.isfinite(nats):
-            raise TrainingFailed(
-                f"The loss became {nats}; a lower learning_rate or gradient_norm_max, or float32, may help."
-            )
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.zero_grad(set_to_none=True)
+            raise TrainingFailed(f"The loss became {nats}; {_ADVICE}")
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it without annotations
-        nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_norm_max)
-        self._optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._gradient_norm_max).item()
+        if not math.isfinite(norm):  # the loss can be finite where its gradient is not
+            raise TrainingFailed(f"The gradient became {norm}; {_ADVICE}")
+        for optimizer in self._optimizers:
+            optimizer.step()
         # Truncated backpropagation: the states go on, the gradient ends here.
         self._states = {name: state.detach().float() for name, state in trace.states.items()}
-        return nats
+        return Update(nats, norm)
+
+    @property
+    def kept_model(self) -> FusedStack:
+        """What is measured and kept."""
+        return self.model
+
+    def saved(self) -> dict[str, Any]:
+        """Give all that the next update depends on, as tensors and plain values; not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "states": self._states,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Stand where `saved` was taken."""
+        self.model.load_state_dict(saved["model"])
+        for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        device = self.model.head.weight.device
+        states = saved["states"]
+        self._states = states and {name: state.to(device) for name, state in states.items()}
+
+
+def _optimizers(model: FusedStack, training: Training) -> list[torch.optim.Optimizer]:
+    """Share the weights out among optimisers."""
+    rate, decay = training.learning_rate, training.weight_decay
+    matrices = [weight for weight in model.recurrence.parameters() if weight.ndim == 2]
+    if training.optimizer == "adamw":
+        matrices = []
+    taken = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=rate, weight_decay=decay, fused=True)
+    ]
+    if matrices:
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers

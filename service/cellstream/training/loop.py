@@ -1,40 +1,30 @@
-"""From a recipe to a checkpoint: learn, measure now and then, keep the best, measure it, write it up."""
+"""From a recipe to a checkpoint: check, begin or go on, learn, measure what was held out, write it up."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from cellstream.cells.checkpoint import Checkpoint, Record, save_checkpoint
-from cellstream.cells.stack import FusedStack, load_weights, numpy_weights
+from cellstream.cells.stack import FusedStack, load_weights
 from cellstream.errors import TrainingFailed
 from cellstream.training.data import Splits, load_splits, windows
 from cellstream.training.display import Display
-from cellstream.training.learner import Learner
+from cellstream.training.identity import differences, identity
+from cellstream.training.interrupts import Interrupts
 from cellstream.training.measure import bits_per_character, compressors_bits_per_character
-from cellstream.training.pace import choose_pace, threads_set
+from cellstream.training.pace import Pace, choose_device, choose_pace, threads_set
+from cellstream.training.preflight import check_disk, check_memory, check_texts, claimed, memory_bytes
 from cellstream.training.recipe import Recipe, load_recipe
-from cellstream.training.report import History, draw_report, write_card
-from cellstream.training.schedule import Budget, Schedule
-
-VALIDATION_ROWS = 16
-"""Parts of the validation text that are read at the same time: a second instead of ten each time."""
-
-MEASURED_STEPS_MIN = 512
-"""Fewest tokens of such a part: what each loses by an empty state at its beginning must stay small."""
-
-POINTS = 200
-"""Points of the training curve in the report."""
+from cellstream.training.report import draw_report, write_card
+from cellstream.training.run import Run
+from cellstream.training.saves import Saves
 
 
 def train(
@@ -43,190 +33,199 @@ def train(
     runs_directory: Path = Path("runs"),
     console: Console | None = None,
     overrides: Mapping[str, object] | None = None,
+    resume: bool = False,
+    restart: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Path:
     """Train what a recipe describes.
 
+    Ctrl-C and SIGTERM are met between two updates, and the run is saved first.
+
     Args:
         recipe_path: The TOML file.
-        runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`, the log beside it.
+        runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`, saves, log and TensorBoard's
+            files beside it.
         console: Where progress is shown; None: standard output.
         overrides: Values that replace the recipe's, by dotted key: `{"training.minutes": 2}`.
+        resume: Go on where an unfinished run stands; begin where there is none.
+        restart: Throw an unfinished run away. Without either, one that is there is an error.
         clock: Seconds that only go forward.
 
     Returns:
         The directory of the checkpoint, as `load_checkpoint` reads it, with `CARD.md` and `report.png`.
 
     Raises:
-        RecipeInvalid: The recipe cannot be followed.
-        TrainingFailed: The text cannot be had, the loss is not finite, or the disk is full; what was kept
-            before is still whole.
-        KeyboardInterrupt: The user stopped it; what was kept is named on the console.
+        RecipeInvalid: The recipe cannot be followed; nothing was begun.
+        TrainingFailed: The text cannot be had, an unfinished run is there or is of another recipe, the loss is
+            not finite, memory or disk is full; what was kept before is still whole.
+        KeyboardInterrupt: The user stopped it (`Stopped`, by a signal); what was kept is named on the console.
     """
     console = console or Console()
     recipe = load_recipe(recipe_path, overrides)
-    splits = load_splits(recipe.data, runs_directory)
-    run = _Run(recipe, splits, runs_directory / recipe.name, console, clock)
-    try:
-        with threads_set(run.pace.threads):
-            run.learn()
-            run.finish()
-    except KeyboardInterrupt:
-        console.print(f"Stopped. {run.kept()}", highlight=False)
-        raise
-    except OSError as error:
-        raise TrainingFailed(f"{run.directory} cannot be written: {error}. {run.kept()}") from error
-    except TrainingFailed as error:
-        raise TrainingFailed(f"{error.message} {run.kept()}") from error
+    directory = runs_directory / recipe.name
+    interrupts = Interrupts()
+    with claimed(directory), interrupts.handled():
+        splits = load_splits(recipe.data, runs_directory)
+        check_texts(recipe, splits)
+        run = _begin(recipe, splits, directory, console=console, resume=resume, restart=restart, clock=clock)
+        if run.progress.is_finished:
+            console.print(
+                f"This run is finished: there is nothing to go on with. {run.kept()}", soft_wrap=True
+            )
+            return run.checkpoint_directory
+        with (
+            _told(run, console),
+            threads_set(run.pace.threads),
+            Display(console, recipe.name, clock) as display,
+        ):
+            display.say(_introduction(recipe, splits, run))
+            run.learn(display, interrupts)
+            _finish(run, recipe, splits, console)
     return run.checkpoint_directory
 
 
-class _Run:
-    """One training run: what it has learned so far, and the best of it."""
+def _begin(
+    recipe: Recipe,
+    splits: Splits,
+    directory: Path,
+    *,
+    console: Console,
+    resume: bool,
+    restart: bool,
+    clock: Callable[[], float],
+) -> Run:
+    """Make the run, at its beginning or where it was saved."""
+    named, saves = identity(recipe, splits), Saves(directory / "saves")
+    saved = _saved(saves, named, console, resume=resume) if saves and not restart else None
+    if resume and saved is None:
+        console.print(f"There is no run to go on with in {directory}: beginning one.", soft_wrap=True)
+    config = recipe.model.config(splits.tokenizer.vocabulary_size)
+    device = choose_device(recipe.training.device if saved is None else saved["pace"]["device"])
+    check_memory(config, recipe, memory_bytes(device))
+    check_disk(config, directory)
+    torch.manual_seed(recipe.seed)
+    with _memory_told():
+        model = FusedStack(config).to(device)
+        if saved is None:
+            first = next(
+                windows(
+                    splits.training.ids,
+                    rows=recipe.training.batch_rows,
+                    window=recipe.training.window,
+                    seed=recipe.seed,
+                )
+            )
+            pace = choose_pace(model, recipe.training, first, device)
+        else:
+            pace = Pace(**saved["pace"])  # another one would round otherwise
+        run = Run(recipe, splits, directory, model=model, pace=pace, identity=named, clock=clock)
+    if saved is None:
+        saves.clear()
+    else:
+        run.restore(saved)
+    return run
 
-    def __init__(
-        self, recipe: Recipe, splits: Splits, directory: Path, console: Console, clock: Callable[[], float]
-    ) -> None:
-        self.directory = directory
-        self.checkpoint_directory = directory / "checkpoint"
-        self._recipe, self._splits, self._console, self._clock = recipe, splits, console, clock
-        training, ids = recipe.training, splits.training.ids
-        torch.manual_seed(recipe.seed)
-        self._model = FusedStack(recipe.model.config(splits.tokenizer.vocabulary_size))
-        read = partial(windows, ids, rows=training.batch_rows, window=training.window, seed=recipe.seed)
-        self.pace = choose_pace(self._model, training, next(read()))
-        self._windows = read()
-        self._learner = Learner(self._model, training, self.pace.precision)
-        self._budget = Budget(training.tokens, training.minutes * 60 if training.minutes else None)
-        self._schedule = Schedule(training.learning_rate, training.warmup_ratio, training.final_ratio)
-        self._history = History()
-        self._tokens = 0
-        self._begun = clock()
-        self._best: Checkpoint | None = None
 
-    def kept(self) -> str:
-        """Say what is on disk."""
-        if self._best is None:
-            return "This run has kept no checkpoint yet."
-        metrics = self._best.record.metrics
-        return (
-            f"The best checkpoint so far is at {self.checkpoint_directory}: token "
-            f"{metrics['tokens_at_best']:,.0f}, {metrics['validation_bits_per_character']:.3f} bits per "
-            "character on the validation text."
+def _saved(saves: Saves, named: dict[str, Any], console: Console, *, resume: bool) -> dict[str, Any] | None:
+    """Read the save of the run that is there; None: there is nothing that a new run would destroy."""
+    try:
+        saved, damages = saves.read()
+    except TrainingFailed as error:
+        raise TrainingFailed(f"{error.message} --restart throws the run away and begins it anew.") from error
+    progress = saved["progress"]
+    stands = f"token {progress['tokens']:,}, {progress['seconds'] / 60:.1f} minutes spent"
+    if not resume:
+        if progress["is_finished"] or not progress["updates"]:
+            return None
+        raise TrainingFailed(
+            f"{saves.directory.parent} holds an unfinished run ({stands}). --resume goes on with it; --restart "
+            "throws it away and begins anew."
         )
-
-    def learn(self) -> None:
-        """Learn until the budget is spent, keeping the best checkpoint on disk."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        evaluations, evaluated = self._recipe.training.evaluations, 0
-        per_character = self._splits.training.tokens_per_character / math.log(2)
-        stretch: list[float] = []
-        with Display(self._console, self._recipe.name, self._clock) as display:
-            display.say(self._introduction())
-            for window in self._windows:
-                seconds = self._clock() - self._begun
-                spent = self._budget.spent(self._tokens, seconds)
-                if spent * evaluations >= evaluated + 1:
-                    evaluated = int(spent * evaluations)
-                    self._evaluate(display, seconds)
-                if spent >= 1:
-                    return
-                nats = self._learner.learn(window, self._schedule.learning_rate(spent))
-                self._tokens += window.inputs.size
-                stretch.append(nats)
-                if spent * POINTS >= len(self._history.training):
-                    nats = sum(stretch) / len(stretch)
-                    stretch.clear()
-                    self._history.training.append((self._tokens, nats * per_character))
-                    display.show(
-                        spent=spent,
-                        nats=nats,
-                        bits=nats * per_character,
-                        tokens=self._tokens,
-                        seconds=seconds,
-                    )
-
-    def finish(self) -> None:
-        """Measure the best checkpoint on what was held out, and write it up beside it."""
-        assert self._best is not None  # the last evaluation is at the end of the budget
-        heldout = self._splits.heldout
-        self._console.print(f"Measuring on {' and '.join(piece.name for piece in heldout)} ...")
-        load_weights(self._model, self._best.weights)
-        bits = {piece.name: bits_per_character(self._model, piece) for piece in heldout}
-        characters = sum(len(piece.text) for piece in heldout)
-        together = sum(bits[piece.name] * len(piece.text) for piece in heldout) / characters
-        compressed = compressors_bits_per_character(
-            self._splits.training.text, [piece.text for piece in heldout]
+    if changed := differences(saved["identity"], named):
+        raise TrainingFailed(
+            f"{saves.directory.parent} holds a run of something else: {'; '.join(changed)}. Put that back to go "
+            "on with it; train under another name (--set name=...); or throw it away with --restart."
         )
-        named = {"heldout": together, **bits, **compressed}
-        metrics = {
-            **self._best.record.metrics,
-            **{f"{name}_bits_per_character": value for name, value in named.items()},
-        }
-        checkpoint = replace(self._best, record=replace(self._best.record, metrics=metrics))
-        card = write_card(self._recipe, checkpoint, self._splits, self.pace)
-        picture = draw_report(self._history, metrics, self._recipe.name)
-        save_checkpoint(
-            self.checkpoint_directory, checkpoint, {"CARD.md": card.encode(), "report.png": picture}
-        )
-        self._console.print(
-            f"Held out: {together:.3f} bits per character (xz {compressed['xz']:.3f}, "
-            f"bzip2 {compressed['bzip2']:.3f}). The checkpoint is at {self.checkpoint_directory}",
+    for damage in damages:
+        console.print(f"{damage} Going on from the save before.", highlight=False, soft_wrap=True)
+    if not progress["is_finished"]:
+        console.print(f"Going on from {stands}.", highlight=False, soft_wrap=True)
+    if saved["versions"]["torch"] != str(torch.__version__):
+        console.print(
+            f"The run began with PyTorch {saved['versions']['torch']}, this is {torch.__version__}: the last "
+            "bits may differ.",
             highlight=False,
             soft_wrap=True,
         )
+    return saved
 
-    def _introduction(self) -> str:
-        config, splits, pace = self._model.config, self._splits, self.pace
-        return (
-            f"{self._recipe.name}: {config.layers} × {config.hidden_size} {config.cell}, "
-            f"{config.parameters:,} weights, {pace}; {len(splits.training.text):,} characters to learn from, "
-            f"{splits.validation.name} to choose by"
-        )
 
-    def _evaluate(self, display: Display, seconds: float) -> None:
-        """Measure on the validation text; keep the checkpoint if it is the best so far."""
-        validation = self._splits.validation
-        rows = max(1, min(VALIDATION_ROWS, len(validation.ids) // MEASURED_STEPS_MIN))
-        bits = bits_per_character(self._model, validation, rows)
-        if not math.isfinite(bits):
-            raise TrainingFailed(
-                f"The validation text surprises the model by {bits} bits: its weights are lost."
-            )
-        self._history.validation.append((self._tokens, bits))
-        metrics = {
-            "validation_bits_per_character": bits,
-            "training_bits_per_character": self._history.training[-1][1],
-            "tokens_at_best": float(self._tokens),
-            "tokens_seen": float(self._tokens),
-            "seconds": seconds,
-        }
-        with (self.directory / "log.jsonl").open("w" if self._best is None else "a", encoding="utf-8") as log:
-            log.write(json.dumps(metrics) + "\n")
-        best = self._best
-        if best is None or bits < best.record.metrics["validation_bits_per_character"]:
-            self._best = self._checkpoint(metrics)
-            save_checkpoint(self.checkpoint_directory, self._best)
-        else:
-            since = {name: metrics[name] for name in ("tokens_seen", "seconds")}
-            self._best = replace(best, record=replace(best.record, metrics={**best.record.metrics, **since}))
-        kept = ", kept" if metrics["tokens_at_best"] == self._best.record.metrics["tokens_at_best"] else ""
-        display.say(f"validation {bits:.3f} bits/character at token {self._tokens:,}{kept}")
+@contextmanager
+def _told(run: Run, console: Console) -> Iterator[None]:
+    """Say of whatever ends a run early what is kept, and how to go on."""
+    try:
+        with _memory_told():
+            yield
+    except KeyboardInterrupt:
+        console.print(f"Stopped. {run.kept()} {run.way_on()}", highlight=False, soft_wrap=True)
+        raise
+    except OSError as error:
+        raise TrainingFailed(
+            f"{run.directory} cannot be written: {error}. {run.kept()} {run.way_on()}"
+        ) from error
+    except TrainingFailed as error:
+        raise TrainingFailed(f"{error.message} {run.kept()} {run.way_on()}") from error
 
-    def _checkpoint(self, metrics: dict[str, float]) -> Checkpoint:
-        versions = {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-        }
-        return Checkpoint(
-            config=self._model.config,
-            weights=numpy_weights(self._model),
-            tokenizer=self._splits.tokenizer,
-            record=Record(
-                name=self._recipe.name,
-                training_data_sha256=self._splits.training_sha256,
-                metrics=metrics,
-                versions=versions,
-            ),
-        )
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Make of the many errors of full memory one of ours."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for a GPU's memory only; its allocator for the CPU says it in words.
+        words = str(error)
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words
+        if not full:
+            raise
+        raise TrainingFailed(
+            "Memory is full: make training.batch_rows, training.window or model.hidden_size smaller, or give "
+            "it more."
+        ) from error
+
+
+def _finish(run: Run, recipe: Recipe, splits: Splits, console: Console) -> None:
+    """Measure the best checkpoint on what was held out, and write it up beside it."""
+    assert run.best is not None  # the last evaluation is at the end of the budget
+    heldout = splits.heldout
+    console.print(f"Measuring on {' and '.join(piece.name for piece in heldout)} ...")
+    model = FusedStack(run.best.config)
+    load_weights(model, run.best.weights)
+    bits = {piece.name: bits_per_character(model, piece) for piece in heldout}
+    characters = sum(len(piece.text) for piece in heldout)
+    together = sum(bits[piece.name] * len(piece.text) for piece in heldout) / characters
+    compressed = compressors_bits_per_character(splits.training.text, [piece.text for piece in heldout])
+    named = {"heldout": together, **bits, **compressed}
+    metrics = {
+        **run.best.record.metrics,
+        **{f"{name}_bits_per_character": value for name, value in named.items()},
+    }
+    checkpoint = replace(run.best, record=replace(run.best.record, metrics=metrics))
+    card = write_card(recipe, checkpoint, splits, run.pace)
+    picture = draw_report(run.history, metrics, recipe.name)
+    run.finish(checkpoint, {"CARD.md": card.encode(), "report.png": picture})
+    console.print(
+        f"Held out: {together:.3f} bits per character (xz {compressed['xz']:.3f}, "
+        f"bzip2 {compressed['bzip2']:.3f}). The checkpoint is at {run.checkpoint_directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _introduction(recipe: Recipe, splits: Splits, run: Run) -> str:
+    config = recipe.model.config(splits.tokenizer.vocabulary_size)
+    return (
+        f"{recipe.name}: {config.layers} × {config.hidden_size} {config.cell}, {config.parameters:,} weights, "
+        f"{run.pace}; {len(splits.training.text):,} characters to learn from, {splits.validation.name} to "
+        "choose by"
+    )

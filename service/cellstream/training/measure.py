@@ -29,6 +29,7 @@ def bits_per_character(model: FusedStack, piece: Piece, rows: int = 1) -> float:
     """
     length = len(piece.ids) // rows
     ids = torch.from_numpy(piece.ids[: rows * length].reshape(rows, length)).T.contiguous()  # [length, rows]
+    ids = ids.to(model.head.weight.device)
     training = model.training
     model.eval()
     nats, states = 0.0, None

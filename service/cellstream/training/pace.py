@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from cellstream.cells.stack import FusedStack
+from cellstream.errors import RecipeInvalid
 from cellstream.training.data import Window
 from cellstream.training.learner import Learner
-from cellstream.training.recipe import Precision, Training
+from cellstream.training.recipe import Device, Precision, Training
 
 GAIN_MIN = 1.1
 """How many times faster bfloat16, or more threads, must be to be worth their price."""
@@ -33,30 +35,50 @@ class Pace:
 
     Attributes:
         precision: Of the forward and the backward run.
-        threads: Of PyTorch, within one operation.
+        threads: Of PyTorch, within one operation on the CPU.
+        device: `cpu`, or `cuda`, which is a GPU.
     """
 
     precision: Precision
     threads: int
+    device: Device = "cpu"
 
     def __str__(self) -> str:
+        if self.device == "cuda":
+            return f"{self.precision} on a GPU"
         return f"{self.precision} on {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
-def choose_pace(model: FusedStack, training: Training, window: Window) -> Pace:
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+    """Give a GPU where one is wanted, or is there and nothing else is wanted.
+
+    Raises:
+        RecipeInvalid: A GPU is wanted, and PyTorch finds none.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise RecipeInvalid(
+            "training.device: expected a GPU, PyTorch finds none; --set training.device=cpu does without."
+        )
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def choose_pace(model: FusedStack, training: Training, window: Window, device: Device = "cpu") -> Pace:
     """Give what the recipe says; what it leaves open is tried on a copy of the model.
 
     Args:
-        model: What will learn; it is left as it is.
+        model: What will learn, on its device; it is left as it is.
         training: The recipe's part.
         window: What to try on.
+        device: Where the model is.
     """
-    precisions: list[Precision] = (
-        ["float32", "bfloat16"] if training.precision == "auto" else [training.precision]
-    )
-    cores = torch.get_num_threads()
+    precisions: list[Precision] = [training.precision] if training.precision != "auto" else ["float32"]
+    if training.precision == "auto" and (device == "cpu" or torch.cuda.is_bf16_supported()):
+        precisions.append("bfloat16")
+    # Beside a GPU the processor's threads have nothing to share.
+    cores = torch.get_num_threads() if device == "cpu" else 1
     threads = sorted({1, cores}) if training.threads is None else [training.threads]
-    paces = [Pace(precision, count) for precision in precisions for count in threads]
+    paces = [Pace(precision, count, device) for precision in precisions for count in threads]
     if len(paces) == 1:
         return paces[0]
     chosen, seconds = paces[0], _trial(model, training, window, paces[0])
@@ -81,10 +103,16 @@ def threads_set(count: int) -> Iterator[None]:
 def _trial(model: FusedStack, training: Training, window: Window, pace: Pace) -> float:
     """Time some updates, in seconds; the first one only sets things up."""
     # Dropout in a trial must not change what comes after it.
-    with threads_set(pace.threads), torch.random.fork_rng(devices=[]):
+    on_gpu = pace.device == "cuda"
+    with (
+        threads_set(pace.threads),
+        torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []),
+    ):
         learner = Learner(copy.deepcopy(model), training, pace.precision)
         learner.learn(window, training.learning_rate)
         begun = time.perf_counter()
         for _ in range(UPDATES):
             learner.learn(window, training.learning_rate * training.final_ratio)
+        if on_gpu:
+            torch.cuda.synchronize()  # what it was only asked to do counts too
         return time.perf_counter() - begun

@@ -21,6 +21,7 @@ from cellstream.cells.config import CellKind, StackConfig
 from cellstream.errors import RecipeInvalid
 
 Precision = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
 
 
 class _Part(BaseModel):
@@ -81,20 +82,26 @@ class Training(_Part):
             follows the share that is spent, so that its decay always ends whole.
         batch_rows: Places of the text that are read at the same time.
         window: Tokens of each place between two updates; the states are carried on.
+        optimizer: `adamw` for all weights, or `muon` for the recurrence's matrices and AdamW for the rest.
         learning_rate: At the end of the warm-up.
         warmup_ratio: Share of the budget over which the learning rate rises.
         final_ratio: The last learning rate, as a share of the highest.
-        weight_decay: Of AdamW.
+        weight_decay: Of either optimiser.
         gradient_norm_max: Longer gradients are scaled down to this.
         precision: `float32`, `bfloat16` (autocast), or `auto`: whichever this machine trains faster with.
         threads: Of PyTorch; None: one or all, whichever this machine trains faster with.
+        device: `cpu`, `cuda` (a GPU), or `auto`: a GPU if there is one.
         evaluations: How often validation is measured, and the best checkpoint kept.
+        patience: Evaluations without a better one after which training stops early; None: never.
+        save_minutes: Between two saves of the run beside those at evaluations; a kill loses at most so much. 0: a
+            save for each update.
     """
 
     tokens: PositiveInt | None = None
     minutes: PositiveFloat | None = None
     batch_rows: PositiveInt = 64
     window: PositiveInt = 64
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 4e-3
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     final_ratio: float = Field(default=0.02, ge=0, le=1)
@@ -102,7 +109,10 @@ class Training(_Part):
     gradient_norm_max: PositiveFloat = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     evaluations: PositiveInt = 10
+    patience: PositiveInt | None = None
+    save_minutes: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
     def _a_budget(self) -> Self:

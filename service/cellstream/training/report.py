@@ -4,57 +4,147 @@ from __future__ import annotations
 
 import io
 import textwrap
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from cellstream.cells.checkpoint import Checkpoint
 from cellstream.training.data import Splits
+from cellstream.training.history import Evaluation, History, Point
 from cellstream.training.pace import Pace
 from cellstream.training.recipe import Recipe
 
 
-@dataclass
-class History:
-    """How the bits per character went; each point is (tokens seen, bits per character).
-
-    Attributes:
-        training: Means over stretches of the training text, before the update.
-        validation: Measurements.
-    """
-
-    training: list[tuple[int, float]] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-
-
 _NAMES = {"rnn": "A vanilla recurrent network", "lstm": "An LSTM", "gru": "A GRU"}
+
+_FONT = get_font(findfont("DejaVu Sans Mono"))  # it comes with matplotlib
+
+SAMPLES = 3
+"""In the picture: of the beginning, of the middle, and of the best checkpoint."""
+
+SAMPLE_LINES, SAMPLE_COLUMNS = 12, 48
+"""Of each sample that are shown."""
+
+BITS_SHOWN_MAX = 4.0
+"""Where the picture ends: the first moments, at the 8 bits of a byte, would press all others together."""
 
 
 def draw_report(history: History, metrics: dict[str, float], title: str) -> bytes:
-    """Draw bits per character against tokens, with the held-out text and the compressors as lines.
+    """Draw how a run went: bits per character against tokens and time, what drove it, what it wrote.
+
+    Args:
+        history: Of the run.
+        metrics: Of its best checkpoint.
+        title: The model's name.
 
     Returns:
         A PNG.
     """
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for label, points in (("training", history.training), ("validation", history.validation)):
-        if points:
-            tokens, bits = zip(*points, strict=True)
-            marker = "o" if label == "validation" else ""
-            axes.plot([one / 1e6 for one in tokens], bits, label=label, marker=marker, markersize=4)
-    for name, style in (("heldout", "-"), ("xz", ":"), ("bzip2", "--")):
-        value = metrics[f"{name}_bits_per_character"]
-        axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} {value:.2f}")
-    lowest = min(bits for points in (history.training, history.validation) for _, bits in points)
-    axes.set_ylim(bottom=min(lowest, metrics["heldout_bits_per_character"]) - 0.1, top=4.0)
-    axes.set_xlabel("tokens seen, millions")
-    axes.set_ylabel("bits per character")
-    axes.set_title(title)
-    axes.legend(frameon=False, fontsize="small")
+    figure = Figure(figsize=(11, 11), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize="x-large")
+    grid = figure.add_gridspec(3, 2, height_ratios=(3, 2, 2.4))
+    by_tokens, by_minutes = (figure.add_subplot(grid[0, column]) for column in range(2))
+    _draw_bits(by_tokens, history, metrics, _millions, "tokens seen, millions")
+    _draw_bits(by_minutes, history, metrics, _minutes, "minutes")
+    by_tokens.legend(frameon=False, fontsize="small")
+    rate, norm = (figure.add_subplot(grid[1, column]) for column in range(2))
+    millions = [_millions(point) for point in history.training]
+    rate.plot(millions, [point.learning_rate for point in history.training])
+    rate.set_ylabel("learning rate")
+    norm.plot(millions, [point.gradient_norm for point in history.training], linewidth=1)
+    norm.set_ylabel("gradient norm, before clipping")
+    norm.set_yscale("log")
+    for axes in (rate, norm):
+        axes.set_xlabel("tokens seen, millions")
+        axes.grid(alpha=0.25)
+    texts = figure.add_gridspec(3, SAMPLES, height_ratios=(3, 2, 2.4))
+    for column, one in enumerate(_chosen(history.validation)):
+        _draw_sample(figure.add_subplot(texts[2, column]), one)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def _draw_bits(
+    axes: Axes,
+    history: History,
+    metrics: dict[str, float],
+    place: Callable[[Point | Evaluation], float],
+    label: str,
+) -> None:
+    """The curves, the best checkpoint, the held-out text and the compressors; the loss on the right."""
+    training, validation = history.training, history.validation
+    axes.plot([place(one) for one in training], [one.bits for one in training], label="training", linewidth=1)
+    axes.plot(
+        [place(one) for one in validation],
+        [one.bits for one in validation],
+        label="validation",
+        marker="o",
+        markersize=4,
+    )
+    best = min(validation, key=lambda one: one.bits)
+    axes.plot(place(best), best.bits, "*", color="black", markersize=11, label=f"kept {best.bits:.3f}")
+    for name, style in (("heldout", "-"), ("xz", ":"), ("bzip2", "--")):
+        value = metrics[f"{name}_bits_per_character"]
+        axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} {value:.2f}")
+    seen = [one.bits for one in (*training, *validation)]
+    axes.set_ylim(
+        min(*seen, metrics["heldout_bits_per_character"]) - 0.1, min(max(seen) + 0.1, BITS_SHOWN_MAX)
+    )
+    axes.set_xlabel(label)
+    axes.set_ylabel("bits per character")
+    axes.grid(alpha=0.25)
+    # The same curve in the unit that is minimised; a text has one number of tokens a character throughout.
+    nats_a_bit = training[-1].loss / training[-1].bits
+    loss = axes.secondary_yaxis(
+        "right", functions=(lambda bits: bits * nats_a_bit, lambda nats: nats / nats_a_bit)
+    )
+    loss.set_ylabel("loss, nats a token")
+
+
+def _chosen(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """The first, the one half way to the best, and the best; each once."""
+    best = min(range(len(evaluations)), key=lambda at: evaluations[at].bits)
+    return [evaluations[at] for at in sorted({0, best // 2, best})]
+
+
+def _draw_sample(axes: Axes, evaluation: Evaluation) -> None:
+    axes.set_axis_off()
+    axes.set_title(
+        f"written at {_millions(evaluation):.3g} M tokens, {evaluation.bits:.2f} bits",
+        fontsize="small",
+        loc="left",
+    )
+    lines = [
+        cut
+        for line in "".join(map(_drawable, evaluation.sample)).splitlines()
+        for cut in textwrap.wrap(line, SAMPLE_COLUMNS) or [""]
+    ]
+    axes.text(
+        0,
+        1,
+        "\n".join(lines[:SAMPLE_LINES]),
+        family="DejaVu Sans Mono",
+        fontsize=8,
+        va="top",
+        parse_math=False,
+        transform=axes.transAxes,
+    )
+
+
+def _drawable(character: str) -> str:
+    """What the font has, else a dot; a line's end stays."""
+    return character if character == "\n" or _FONT.get_char_index(ord(character)) else "·"
+
+
+def _millions(one: Point | Evaluation) -> float:
+    return one.tokens / 1e6
+
+
+def _minutes(one: Point | Evaluation) -> float:
+    return one.seconds / 60
 
 
 def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pace) -> str:
