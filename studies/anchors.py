@@ -1,8 +1,8 @@
 """What needs no network: compressors and n-grams on the same text, in bits per held-out character.
 
-A compressor is asked how many bytes more it needs for the held-out plays behind the training text. The n-grams
-count the training text and stay as they are, as a network does. Both see what the networks learned from: neither
-the validation play nor the held-out ones.
+A compressor is asked how many bytes more it needs for the held-out plays behind the training text. The
+n-grams count the training text and stay as they are, as a network does. Both see what the networks learned
+from: neither the validation play nor the held-out ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> None:
         bits[f"Kneser–Ney {order}-gram"] = float(-np.log2(p).mean())
     for name, value in bits.items():
         print(f"{name}: {value:.3f} bits per character")
-    write_result("anchors", {"training_characters": len(before), "heldout_characters": len(heldout), "bits": bits})
+    write_result(
+        "anchors", {"training_characters": len(before), "heldout_characters": len(heldout), "bits": bits}
+    )
 
 
 if __name__ == "__main__":

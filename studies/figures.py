@@ -56,7 +56,6 @@ def draw_bits(figure: Figure) -> None:
         tokens, bits = zip(*measured["validation"], strict=True)
         learning.plot(np.array(tokens) / 1e6, bits, color=LOOKS[network][1], marker="o", markersize=3)
     learning.set(xlabel="tokens learned from, millions", ylabel="bits per character, validation play")
-    learning.set_ylim(top=3.2)
     rows = [
         (name, measured["heldout_bits_per_character"], LOOKS[name][1], LOOKS[name][0])
         for name, measured in _in_order(networks)
@@ -66,13 +65,12 @@ def draw_bits(figure: Figure) -> None:
     rows += [(name, bits, "#999999", name) for name, bits in anchors["bits"].items()]
     rows.sort(key=lambda row: -row[1])
     places = np.arange(len(rows))
-    bits = np.array([row[1] for row in rows])
-    overall.barh(places, bits, color=[row[2] for row in rows], height=0.7)
-    for place, value in zip(places, bits, strict=True):
-        overall.text(value + 0.01, place, f"{value:.2f}", va="center", fontsize=9)
+    values = np.array([row[1] for row in rows])
+    overall.scatter(values, places, color=[row[2] for row in rows], s=45, zorder=2)
+    for place, value in zip(places, values, strict=True):
+        overall.text(value + 0.02, place, f"{value:.2f}", va="center", fontsize=9)
     overall.set_yticks(places, [row[3] for row in rows])
-    overall.set(xlabel="bits per character, held-out plays", xlim=(1.5, bits.max() + 0.12))
-    overall.grid(visible=False)
+    overall.set(xlabel="bits per character, held-out plays", xlim=(values.min() - 0.05, values.max() + 0.12))
 
 
 def draw_context(figure: Figure) -> None:
@@ -121,9 +119,8 @@ def draw_gradients(figure: Figure) -> None:
             for state, norms in measured[when].items():
                 name = f"{label}: {'C' if state == 'cell' else 'h'}"
                 _draw_norms(axes, norms, name, colour, "-" if state == "cell" or network != "lstm" else "--")
-        axes.set(title=f"{when} networks", xlabel="steps back", yscale="log", ylim=(1e-8, 5))
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+        axes.set(title=f"{when} networks", xlabel="steps back", xlim=(0, 130), xticks=range(0, 129, 32))
+        axes.set(yscale="log", ylim=(1e-8, 10))
     panels[0].set_ylabel("gradient norm, one step back = 1")
     panels[0].legend(frameon=False, fontsize=8, loc="lower left")
 
@@ -142,9 +139,12 @@ def draw_recall(figure: Figure) -> None:
         gaps = [int(gap) for gap in measured["gaps"]]
         seeds = np.array([found["accuracy"] for found in measured["gaps"].values()])  # [gaps, seeds]
         label = f"{LOOKS[network][0].split(',')[0]}, {measured['weights']:,} weights"
-        colour = LOOKS["rnn-wide" if network == "rnn" else network][1]  # both vanilla networks of equal weights
+        like = "rnn-wide" if network == "rnn" else network  # a vanilla network with as many weights
+        colour = LOOKS[like][1]
         axes.plot(gaps, seeds.mean(1), color=colour, label=label)
-        axes.plot(np.repeat(gaps, seeds.shape[1]), seeds.flatten(), "o", color=colour, markersize=3, alpha=0.6)
+        axes.plot(
+            np.repeat(gaps, seeds.shape[1]), seeds.flatten(), "o", color=colour, markersize=3, alpha=0.6
+        )
     axes.axhline(1 / SYMBOLS, color="grey", linestyle=":", linewidth=1, label="chance")
     axes.set_xscale("log", base=2)
     axes.set_xticks(gaps, [str(gap) for gap in gaps])

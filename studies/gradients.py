@@ -1,9 +1,9 @@
-"""How far back a lesson reaches: the gradient of one loss by the states that led to it, step by step backwards.
+"""How far back a lesson reaches: the gradient of one loss by the states that led to it, step by step.
 
-For the loss of the character at t, the norm of ∂loss_t/∂s for the states s carried out of step t − k into step
-t − k + 1: h of all layers together, and C of an LSTM likewise. It is what backpropagation through time multiplies
-from step to step (Bengio, Simard and Frasconi, "Learning long-term dependencies with gradient descent is
-difficult", 1994): where it has vanished, nothing that far back is learned from this loss.
+For the loss of the character at t, the norm of ∂loss_t/∂s for the states s carried out of step t − k into
+step t − k + 1: h of all layers together, and C of an LSTM likewise. It is what backpropagation through time
+multiplies from step to step (Bengio, Simard and Frasconi, "Learning long-term dependencies with gradient
+descent is difficult", 1994): where it has vanished, nothing that far back is learned from this loss.
 
 On held-out text, of the trained networks and of the same networks before training; float32, nothing clipped.
 """
@@ -24,7 +24,7 @@ DISTANCE_MAX = 256
 
 PLACES = 128
 
-DISTANCES = tuple(sorted({round(2 ** (eighth / 4)) for eighth in range(4 * 8 + 1)}))
+DISTANCES = tuple(sorted({round(2 ** (quarter / 4)) for quarter in range(4 * 8 + 1)}))
 """1 to `DISTANCE_MAX`, evenly on a logarithmic axis."""
 
 
@@ -84,7 +84,8 @@ def summarise(norms: NDArray[np.float64]) -> dict[str, list[float]]:
 def _norms(state: torch.Tensor) -> NDArray[np.float64]:
     """Of the gradient by a state [places, layers, units]: [places]."""
     assert state.grad is not None
-    return state.grad.double().flatten(1).norm(dim=1).numpy()
+    norms: NDArray[np.float64] = state.grad.double().flatten(1).norm(dim=1).numpy()
+    return norms
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 Two questions to each network, both on the held-out plays, at the same random places for every network:
 
-- **context**: the same characters predicted from an empty state and only the k characters before them. How much
-  more do they surprise than behind the whole play so far? What is left at k is what the network uses of text
-  farther back than k.
-- **reset**: the state is emptied somewhere and the network reads on. How much more does the k-th character after
-  the reset surprise than it would have without one?
+- **context**: the same characters predicted from an empty state and only the k characters before them. How
+  much more do they surprise than behind the whole play so far? What is left at k is what the network uses of
+  text farther back than k.
+- **reset**: the state is emptied somewhere and the network reads on. How much more does the k-th character
+  after the reset surprise than it would have without one?
 
-Each is a mean over paired differences, so that what makes a character hard in any case cancels; the band is 95 %
-(1.96 standard errors of that mean, places taken as independent).
+Each is a mean over paired differences, so that what makes a character hard in any case cancels; the band is
+95 % (1.96 standard errors of that mean, places taken as independent).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def context_curve(
 def reset_curve(
     predictor: Predictor, works: Sequence[Tokens], whole: Sequence[Bits], at: NDArray[np.int64]
 ) -> Curve:
-    """Compare the tokens behind a reset with the same without: the first, the second, the next two, four, …
+    """Compare the tokens behind a reset with the same without one, in groups that end at `CONTEXTS`.
 
     The token at a place is read into an empty state; the token after it is the first one predicted.
     """
@@ -117,7 +117,9 @@ def reset_curve(
     full = np.stack([whole[work][token : token + longest] for work, token in at], axis=1)
     difference = predictor.surprises(tokens) - full  # [longest, places]
     starts = (0, *CONTEXTS[:-1])
-    return _curve(CONTEXTS, [difference[start:end].mean(0) for start, end in zip(starts, CONTEXTS, strict=True)])
+    return _curve(
+        CONTEXTS, [difference[start:end].mean(0) for start, end in zip(starts, CONTEXTS, strict=True)]
+    )
 
 
 def _curve(distances: Sequence[int], differences: Sequence[Bits]) -> Curve:

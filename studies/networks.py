@@ -2,8 +2,8 @@
 
     python -m studies.networks [NETWORK ...]
 
-What each learns at comes from `learning_rates`. The checkpoints stay in `runs/`; what is committed is what they
-measured: sizes, tokens, bits per character.
+What each learns at comes from `learning_rates`. The checkpoints stay in `runs/`; what is committed is what
+they measured: sizes, tokens, bits per character.
 """
 
 from __future__ import annotations

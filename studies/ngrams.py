@@ -1,14 +1,15 @@
 """Interpolated, modified Kneser–Ney n-grams over bytes, in numpy.
 
-Chen and Goodman, "An empirical study of smoothing techniques for language modeling", Computer Speech & Language
-13 (1999), section 3.3 and appendix. The kept packages of the Python Package Index read such models and do not make
-them (kenlm), so here are the equations:
+Chen and Goodman, "An empirical study of smoothing techniques for language modeling", Computer Speech &
+Language 13 (1999), section 3.3 and appendix. The kept packages of the Python Package Index read such models
+and do not make them (kenlm), so here are the equations:
 
     p(w | h) = max(c(hw) − D(c(hw)), 0) / c(h•) + γ(h) · p(w | h′)
     γ(h)     = (D₁·N₁(h•) + D₂·N₂(h•) + D₃·N₃₊(h•)) / c(h•)
 
 h′ is h without its first byte; c counts in the longest order, and in the lower ones how many different bytes
-stood before; N₁, N₂, N₃₊ are how many bytes followed h once, twice, oftener. Below one byte all 256 are equal.
+stood before; N₁, N₂, N₃₊ are how many bytes followed h once, twice, oftener. Below one byte all 256 are
+equal.
 """
 
 from __future__ import annotations

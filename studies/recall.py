@@ -1,17 +1,16 @@
-"""The recall task: symbols to remember, a gap of noise, then say them again. Over how long a gap can a cell learn it?
+"""The recall task: symbols to remember, a gap of noise, then say them again. How long a gap can be learned?
 
     in      c a  n m o n m m o …  ? ?
     out                           c a
 
-After the tasks with long time lags of Hochreiter and Schmidhuber (1997): the noise is random, so it has to be kept
-out of the memory. Tiny networks of one layer and the same number of weights, one for each gap, learn from the
-same number of sequences. Each cell's learning rate at each gap is the best of `RATES` by the accuracy of one seed
-that is not used again.
+After the tasks with long time lags of Hochreiter and Schmidhuber (1997): the noise is random, so it has to
+be kept out of the memory. Tiny networks of one layer and the same number of weights, one for each gap, learn
+from the same number of sequences. Each cell's learning rate at each gap is the best of `RATES` by the
+accuracy of one seed that is not used again.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cellstream.cells.config import CellKind, StackConfig
-from cellstream.cells.stack import FusedStack
+from cellstream.cells.stack import FusedStack, Trace
 from studies.study import read_result, write_result
 
 SYMBOLS = 8
@@ -64,7 +63,7 @@ def main() -> None:
     """Choose the rate, then train and test every seed, for each cell and gap."""
     torch.set_num_threads(1)
     results = read_result("recall")
-    for cell in sys.argv[1:] or SIZES:
+    for cell in SIZES:
         for gap in GAPS:
             tried = {f"{rate:g}": accuracy(cell, gap, rate, seed=0) for rate in RATES}
             rate = float(max(tried, key=tried.__getitem__))
@@ -103,7 +102,7 @@ def accuracy(cell: CellKind, gap: int, rate: float, seed: int) -> float:
         answers = torch.from_numpy(sequences.answers)
         loss = nn.functional.nll_loss(_answer(model, sequences).flatten(0, 1), answers.flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it without annotations
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     with torch.inference_mode():
@@ -113,7 +112,8 @@ def accuracy(cell: CellKind, gap: int, rate: float, seed: int) -> float:
 
 def _answer(model: FusedStack, sequences: Sequences) -> torch.Tensor:
     """Log-probabilities where it is asked, [REMEMBERED, rows, vocabulary]."""
-    return model(torch.from_numpy(sequences.inputs)).prediction[-REMEMBERED:]
+    trace: Trace = model(torch.from_numpy(sequences.inputs))
+    return trace.prediction[-REMEMBERED:]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from cellstream.repository.repository import Repository
-from studies import figures
+from studies import page
 from studies.memory import heldout_works, measure
 from studies.predictors import ServedPredictor
 from studies.study import MODELS, write_result
@@ -24,7 +24,7 @@ def main() -> None:
     about = {"name": f"{name}/{manifest.version}", "weights": manifest.architecture.parameters}
     tokens = manifest.metrics.get("tokens_seen")
     write_result("shipped", {**about, "tokens_seen": tokens, **measured})
-    figures.main()
+    page.main()
 
 
 if __name__ == "__main__":
