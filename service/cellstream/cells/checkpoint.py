@@ -93,6 +93,10 @@ def save_checkpoint(
     if checkpoint.tokenizer is not None:
         files["tokenizer.json"] = checkpoint.tokenizer.to_json().encode()
     directory.parent.mkdir(parents=True, exist_ok=True)
+    before = directory.resolve() if directory.is_symlink() else None
+    for leftover in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
+        if leftover != before:
+            leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     link = new.with_name(f"{new.name}.link")
     try:
@@ -103,9 +107,10 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         new.chmod(0o755)
-        before = directory.resolve() if directory.is_symlink() else None
+        _sync(new)
         link.symlink_to(new.name, target_is_directory=True)
         link.replace(directory)
+        _sync(directory.parent)
     except BaseException:
         link.unlink(missing_ok=True)
         shutil.rmtree(new, ignore_errors=True)
@@ -161,6 +166,15 @@ def check_weights(config: StackConfig, weights: Mapping[str, NDArray[np.generic]
             raise CheckpointInvalid(
                 f"{where}: {name}: expected float32 {shape}, found {found.dtype} {found.shape}."
             )
+
+
+def _sync(directory: Path) -> None:
+    """Have the names in a directory on the disk, not only the bytes behind them."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, content: bytes) -> None:

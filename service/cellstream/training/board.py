@@ -36,7 +36,7 @@ class Board:
             old.unlink()
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
         # Unbuffered: one write an event, and nothing left to be written when the disk has become full.
-        self._records = RecordWriter((directory / name).open("wb", buffering=0))  # type: ignore[no-untyped-call]
+        self._records = RecordWriter((directory / name).open("wb", buffering=0))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         for point in history.training:
             self.add_point(point)
@@ -53,21 +53,21 @@ class Board:
             "tokens_per_second": point.tokens_per_second,
         }
         for tag, value in values.items():
-            self._add(point, scalar(tag, value))
+            self._add(point, scalar(tag, value))  # type: ignore[no-untyped-call]
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Show a measurement on the validation text, and what the model writes."""
-        self._add(evaluation, scalar("bits_per_character/validation", evaluation.bits))
+        self._add(evaluation, scalar("bits_per_character/validation", evaluation.bits))  # type: ignore[no-untyped-call]
         # Four spaces a line: TensorBoard reads Markdown, and verses must keep their lines.
         verses = "\n".join(f"    {line}" for line in evaluation.sample.splitlines())
-        self._add(evaluation, text("sample", verses))
+        self._add(evaluation, text("sample", verses))  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Close the file."""
-        self._records.close()  # type: ignore[no-untyped-call]
+        self._records.close()
 
     def _add(self, at: Point | Evaluation, summary: Summary) -> None:
         self._write(Event(wall_time=at.wall_time, step=at.tokens, summary=summary))
 
     def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())  # type: ignore[no-untyped-call]
+        self._records.write(event.SerializeToString())

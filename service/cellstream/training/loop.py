@@ -43,8 +43,8 @@ def train(
 
     Args:
         recipe_path: The TOML file.
-        runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`, saves, log and TensorBoard's
-            files beside it.
+        runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`; saves, log and
+            TensorBoard's files lie beside it.
         console: Where progress is shown; None: standard output.
         overrides: Values that replace the recipe's, by dotted key: `{"training.minutes": 2}`.
         resume: Go on where an unfinished run stands; begin where there is none.
@@ -56,9 +56,9 @@ def train(
 
     Raises:
         RecipeInvalid: The recipe cannot be followed; nothing was begun.
-        TrainingFailed: The text cannot be had, an unfinished run is there or is of another recipe, the loss is
-            not finite, memory or disk is full; what was kept before is still whole.
-        KeyboardInterrupt: The user stopped it (`Stopped`, by a signal); what was kept is named on the console.
+        TrainingFailed: The text cannot be had, an unfinished run is there or is of another recipe, the loss
+            is not finite, memory or disk is full; what was kept before is still whole.
+        KeyboardInterrupt: The user stopped it (`Stopped`: by a signal); the console says what is kept.
     """
     console = console or Console()
     recipe = load_recipe(recipe_path, overrides)
@@ -98,7 +98,9 @@ def _begin(
     named, saves = identity(recipe, splits), Saves(directory / "saves")
     saved = _saved(saves, named, console, resume=resume) if saves and not restart else None
     if resume and saved is None:
-        console.print(f"There is no run to go on with in {directory}: beginning one.", soft_wrap=True)
+        console.print(
+            f"There is no run to go on with in {directory}: beginning one.", highlight=False, soft_wrap=True
+        )
     config = recipe.model.config(splits.tokenizer.vocabulary_size)
     device = choose_device(recipe.training.device if saved is None else saved["pace"]["device"])
     check_memory(config, recipe, memory_bytes(device))
@@ -138,13 +140,13 @@ def _saved(saves: Saves, named: dict[str, Any], console: Console, *, resume: boo
         if progress["is_finished"] or not progress["updates"]:
             return None
         raise TrainingFailed(
-            f"{saves.directory.parent} holds an unfinished run ({stands}). --resume goes on with it; --restart "
-            "throws it away and begins anew."
+            f"{saves.directory.parent} holds an unfinished run ({stands}). --resume goes on with it; "
+            "--restart throws it away and begins anew."
         )
     if changed := differences(saved["identity"], named):
         raise TrainingFailed(
-            f"{saves.directory.parent} holds a run of something else: {'; '.join(changed)}. Put that back to go "
-            "on with it; train under another name (--set name=...); or throw it away with --restart."
+            f"{saves.directory.parent} holds a run of something else: {'; '.join(changed)}. Put that back to "
+            "go on with it; train under another name (--set name=...); or throw it away with --restart."
         )
     for damage in damages:
         console.print(f"{damage} Going on from the save before.", highlight=False, soft_wrap=True)
@@ -225,7 +227,7 @@ def _finish(run: Run, recipe: Recipe, splits: Splits, console: Console) -> None:
 def _introduction(recipe: Recipe, splits: Splits, run: Run) -> str:
     config = recipe.model.config(splits.tokenizer.vocabulary_size)
     return (
-        f"{recipe.name}: {config.layers} × {config.hidden_size} {config.cell}, {config.parameters:,} weights, "
-        f"{run.pace}; {len(splits.training.text):,} characters to learn from, {splits.validation.name} to "
-        "choose by"
+        f"{recipe.name}: {config.layers} × {config.hidden_size} {config.cell}, {config.parameters:,} "
+        f"weights, {run.pace}; {len(splits.training.text):,} characters to learn from, "
+        f"{splits.validation.name} to choose by"
     )

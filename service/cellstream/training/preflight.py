@@ -48,7 +48,8 @@ def claimed(directory: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lifts it however the process ends
         except BlockingIOError:
             raise TrainingFailed(
-                f"Another process trains in {directory}: wait for it, or train under another name (--set name=...)."
+                f"Another process trains in {directory}: wait for it, or train under another name "
+                "(--set name=...)."
             ) from None
         yield
 
@@ -57,7 +58,8 @@ def check_texts(recipe: Recipe, splits: Splits) -> None:
     """See that there is enough to read.
 
     Raises:
-        RecipeInvalid: The training text is shorter than a window of all rows, or another has nothing to predict.
+        RecipeInvalid: The training text is shorter than a window of all rows, or another text has nothing to
+            predict.
     """
     rows, window, tokens = recipe.training.batch_rows, recipe.training.window, len(splits.training.ids)
     if (tokens - 1) // rows < window:
@@ -68,7 +70,7 @@ def check_texts(recipe: Recipe, splits: Splits) -> None:
     for piece in (splits.validation, *splits.heldout):
         if len(piece.ids) < PIECE_TOKENS_MIN:
             raise RecipeInvalid(
-                f"data: {piece.name} has {len(piece.ids)} tokens; {PIECE_TOKENS_MIN} are needed to measure on."
+                f"data: {piece.name} has {len(piece.ids)} tokens; {PIECE_TOKENS_MIN} are needed to measure."
             )
 
 
@@ -83,8 +85,8 @@ def check_memory(config: StackConfig, recipe: Recipe, available: int) -> None:
     Raises:
         RecipeInvalid: It cannot.
     """
-    # What one window's backward run needs of the forward run, no temporaries: per layer gates, states and what
-    # they came from; for the head's logits, their softmax and its gradient. [window, batch, ...] in float32.
+    # What one window's backward run needs of the forward run, without temporaries: for each layer gates,
+    # states and what they came from; for the head logits, their softmax and its gradient. In float32.
     per_token = 3 * config.outputs_size + 8 * config.layers * config.hidden_size
     of_window = 4 * recipe.training.batch_rows * recipe.training.window * per_token
     needed = 4 * WEIGHT_COPIES * config.parameters + of_window
@@ -113,8 +115,8 @@ def check_disk(config: StackConfig, directory: Path) -> None:
     needed, free = 4 * SAVE_COPIES * config.parameters, shutil.disk_usage(directory).free
     if needed > free:
         raise TrainingFailed(
-            f"The disk of {directory} has {_size(free)} free; the saves and the checkpoint of this model need "
-            f"{_size(needed)}. Make room, or name another folder by --runs."
+            f"The disk of {directory} has {_size(free)} free; the saves and the checkpoint of this model "
+            f"need {_size(needed)}. Make room, or name another folder by --runs."
         )
 
 

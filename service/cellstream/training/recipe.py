@@ -87,14 +87,23 @@ class Training(_Part):
         warmup_ratio: Share of the budget over which the learning rate rises.
         final_ratio: The last learning rate, as a share of the highest.
         weight_decay: Of either optimiser.
+        embedding_dropout: Share of the embedding's rows hidden in each window: tokens it does not see there.
+        recurrent_dropout: Share of each layer's hidden-to-hidden weights hidden in each window.
+        output_dropout: Share of the last layer's outputs hidden from the head.
+        locked_dropout: Whether model.dropout and output_dropout hide the same units at all steps of a window.
+        label_smoothing: Share of the target that goes to all tokens alike, in the loss that is minimised; the
+            loss that is told stays that of the text.
+        averaging: Decay of a moving average of the weights after each update; the average is what is
+            measured, kept and exported. 0: none; 0.999 remembers about a thousand updates.
+        forget_bias: Added to the forget gates' bias of an LSTM before it learns.
         gradient_norm_max: Longer gradients are scaled down to this.
         precision: `float32`, `bfloat16` (autocast), or `auto`: whichever this machine trains faster with.
         threads: Of PyTorch; None: one or all, whichever this machine trains faster with.
         device: `cpu`, `cuda` (a GPU), or `auto`: a GPU if there is one.
         evaluations: How often validation is measured, and the best checkpoint kept.
         patience: Evaluations without a better one after which training stops early; None: never.
-        save_minutes: Between two saves of the run beside those at evaluations; a kill loses at most so much. 0: a
-            save for each update.
+        save_minutes: Between two saves of the run, beside those at evaluations; a kill loses at most so much.
+            0: a save after each update.
     """
 
     tokens: PositiveInt | None = None
@@ -106,6 +115,13 @@ class Training(_Part):
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     final_ratio: float = Field(default=0.02, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
+    embedding_dropout: float = Field(default=0.0, ge=0, lt=1)
+    recurrent_dropout: float = Field(default=0.0, ge=0, lt=1)
+    output_dropout: float = Field(default=0.0, ge=0, lt=1)
+    locked_dropout: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    averaging: float = Field(default=0.0, ge=0, lt=1)
+    forget_bias: float = 1.0
     gradient_norm_max: PositiveFloat = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: PositiveInt | None = None

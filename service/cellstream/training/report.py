@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Callable
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -15,7 +16,6 @@ from cellstream.training.data import Splits
 from cellstream.training.history import Evaluation, History, Point
 from cellstream.training.pace import Pace
 from cellstream.training.recipe import Recipe
-
 
 _NAMES = {"rnn": "A vanilla recurrent network", "lstm": "An LSTM", "gru": "A GRU"}
 
@@ -89,7 +89,7 @@ def _draw_bits(
     for name, style in (("heldout", "-"), ("xz", ":"), ("bzip2", "--")):
         value = metrics[f"{name}_bits_per_character"]
         axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} {value:.2f}")
-    seen = [one.bits for one in (*training, *validation)]
+    seen = [one.bits for one in training] + [one.bits for one in validation]
     axes.set_ylim(
         min(*seen, metrics["heldout_bits_per_character"]) - 0.1, min(max(seen) + 0.1, BITS_SHOWN_MAX)
     )
@@ -99,7 +99,8 @@ def _draw_bits(
     # The same curve in the unit that is minimised; a text has one number of tokens a character throughout.
     nats_a_bit = training[-1].loss / training[-1].bits
     loss = axes.secondary_yaxis(
-        "right", functions=(lambda bits: bits * nats_a_bit, lambda nats: nats / nats_a_bit)
+        "right",
+        functions=(lambda bits: np.multiply(bits, nats_a_bit), lambda nats: np.divide(nats, nats_a_bit)),
     )
     loss.set_ylabel("loss, nats a token")
 

@@ -1,4 +1,4 @@
-"""One training run: what it has learned so far, the best of it, and all that it goes on from when it was killed."""
+"""One training run: what it has learned so far, the best of it, and what it goes on from when killed."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class Run:
     def way_on(self) -> str:
         """Say how one can go on."""
         return (
-            f"--resume goes on from token {self._saved_tokens:,}; a recipe that has changed needs --restart, or "
-            "another name."
+            f"--resume goes on from token {self._saved_tokens:,}; a recipe that has changed needs --restart, "
+            "or another name."
         )
 
     def finish(self, checkpoint: Checkpoint, beside: Mapping[str, bytes]) -> None:

@@ -5,9 +5,9 @@
         000000001180.save     and the one before, in case that one is damaged
         000000001300.partial  what a kill interrupted; the next save takes it away
 
-A file is one line (what it is, the SHA-256 and the length of the rest) and then the rest. It gets its name only
-when all its bytes are on the disk, so a kill leaves it there whole or not there. What a disk may do to it
-afterwards the digest shows, and the save before it is used.
+A file is one line (what it is, the SHA-256 and the length of the rest) and then the rest. It gets its name
+only when all its bytes are on the disk, so a kill leaves it there whole or not there. What a disk may do to
+it afterwards the digest shows, and the save before it is used.
 """
 
 from __future__ import annotations
