@@ -13,7 +13,7 @@ import pytest
 
 from cellstream.cells import StackConfig
 from cellstream.cells.checkpoint import Weights
-from cellstream.export.graph import build
+from cellstream.export.building import build
 
 KINDS = tuple(itertools.product(("rnn", "lstm", "gru"), ("tokens", "values")))
 

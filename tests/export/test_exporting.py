@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cellstream.cells.checkpoint import Checkpoint, Record, save_checkpoint
 from cellstream.errors import CheckpointInvalid, ExportUnproven, SetupError
-from cellstream.export import export, graph
+from cellstream.export import building, export
 from cellstream.repository import Repository, load_version
 from cellstream.text import CharacterTokenizer, load_tokenizer
 
@@ -64,14 +64,14 @@ def test_each_export_is_the_next_version(checkpoint, tmp_path) -> None:
 
 def test_unproven_graph_is_not_written(checkpoint, tmp_path, monkeypatch) -> None:
     """A graph whose weights differ from the model's in one number never gets a version's name."""
-    honest = graph.fold
+    honest = building.fold
 
     def perturbed(config, weights):
         tensors = honest(config, weights)
         tensors["layers.1.weight"][3, 5] += np.float32(0.01)
         return tensors
 
-    monkeypatch.setattr(graph, "fold", perturbed)
+    monkeypatch.setattr(building, "fold", perturbed)
     with pytest.raises(ExportUnproven, match=r"against the equations: expected .* 1e-05, found"):
         export(checkpoint, tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []

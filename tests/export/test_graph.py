@@ -9,7 +9,7 @@ import torch
 
 from cellstream.cells import StackConfig
 from cellstream.errors import CheckpointInvalid
-from cellstream.export.graph import build
+from cellstream.export.building import build
 
 STEPS, ROWS = 9, 5
 
@@ -136,8 +136,8 @@ def test_log_probabilities_sum_to_one(lstm, built, run_graph) -> None:
 
 
 def test_graphs_are_valid_onnx(config, built) -> None:
-    """Onnx's own checker, with shape inference, takes both files: other runtimes can read them."""
-    for file in ("model.onnx", "head.onnx"):
+    """Onnx's own checker, with shape inference, takes every file: other runtimes can read them."""
+    for file in ("model.onnx", "head.onnx", "sequence.onnx"):
         onnx.checker.check_model(built(config) / file, full_check=True)
 
 
@@ -149,8 +149,8 @@ def test_building_twice_gives_the_same_bytes(config, random_weights) -> None:
 
 
 def test_weights_are_stored_once(config, built) -> None:
-    """Both graphs read one weights.bin, and no float of the model is written into a graph."""
-    for file in ("model.onnx", "head.onnx"):
+    """All graphs read one weights.bin, and no float of the model is written into a graph."""
+    for file in ("model.onnx", "head.onnx", "sequence.onnx"):
         stored = onnx.load(built(config) / file, load_external_data=False).graph.initializer
         floats = [tensor for tensor in stored if tensor.data_type == onnx.TensorProto.FLOAT]
         assert floats

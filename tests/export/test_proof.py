@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cellstream.cells import StackConfig
 from cellstream.errors import ExportUnproven
-from cellstream.export.graph import build
+from cellstream.export.building import build
 from cellstream.export.proof import TOLERANCE, Exported, Trace, prove
 
 

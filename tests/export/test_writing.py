@@ -58,6 +58,7 @@ def test_version_says_what_it_is(lstm, random_weights, tmp_path) -> None:
         "head.onnx",
         "model.onnx",
         "report.png",
+        "sequence.onnx",
         "tokenizer.json",
         "weights.bin",
     }
@@ -79,7 +80,7 @@ def test_writing_twice_gives_the_same_bytes(config, random_weights, tmp_path) ->
     first, second = (
         write_version(tmp_path, config, weights, name="same", version=version) for version in (1, 2)
     )
-    for file in ("model.onnx", "head.onnx", "weights.bin"):
+    for file in ("model.onnx", "head.onnx", "sequence.onnx", "weights.bin"):
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
 
 

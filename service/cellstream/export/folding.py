@@ -17,6 +17,12 @@ layer 0 of values, else the units of the layer below):
     head.weight              [U, outputs]
     head.bias                [outputs]
 
+and, only for the portable form of a model of tokens, whose first layer computes what the table holds:
+
+    embedding.weight         [vocabulary, embedding]  as training has it
+    layers.0.input_weight    [embedding, G × U]       W_ihᵀ
+    layers.0.input_bias      [G × U]                  b
+
 RNN and LSTM: b = b_ih + b_hh. The GRU's reset gate stands between the two biases of its candidate n, so there
 b is b_ih + b_hh for r and z and b_ih for n; c is 0 for r and z and b_hh for n.
 """
@@ -60,17 +66,19 @@ def fold(config: StackConfig, weights: Weights) -> dict[str, NDArray[np.float32]
     return {name: np.ascontiguousarray(tensor, dtype=np.float32) for name, tensor in folded.items()}
 
 
-def _fold_layer(config: StackConfig, weights: Weights, layer: int) -> dict[str, NDArray[np.float64]]:
-    of_layer = f"layers.{layer}."
-    weight_ih, weight_hh, bias_ih, bias_hh = (
-        _in_graph_order(config, weights[of_layer + name])
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    state_bias = np.zeros_like(bias_hh)
-    if config.cell == "gru":  # what the reset gate multiplies stays apart from what it does not
-        state_bias[-config.hidden_size :] = bias_hh[-config.hidden_size :]
-    bias = bias_ih + bias_hh - state_bias
+def fold_input(config: StackConfig, weights: Weights) -> dict[str, NDArray[np.float32]]:
+    """Make what the portable form of a model of tokens has in the place of the table; nothing for values."""
+    if config.input == "values":
+        return {}
+    weight_ih, _, bias, _ = _in_parts(config, weights, layer=0)
+    return {"embedding.weight": weights["embedding.weight"]} | {
+        f"layers.0.{name}": np.ascontiguousarray(tensor, dtype=np.float32)
+        for name, tensor in (("input_weight", weight_ih.T), ("input_bias", bias))
+    }
 
+
+def _fold_layer(config: StackConfig, weights: Weights, layer: int) -> dict[str, NDArray[np.float64]]:
+    weight_ih, weight_hh, bias, state_bias = _in_parts(config, weights, layer)
     folded: dict[str, NDArray[np.float64]] = {}
     takes_token = layer == 0 and config.input == "tokens"
     if takes_token:
@@ -87,7 +95,19 @@ def _fold_layer(config: StackConfig, weights: Weights, layer: int) -> dict[str, 
         folded["weight"] = weight_hh.T
     else:
         folded |= {"weight": np.concatenate([weight_ih, weight_hh], axis=1).T, "bias": bias}
-    return {of_layer + name: tensor for name, tensor in folded.items()}
+    return {f"layers.{layer}.{name}": tensor for name, tensor in folded.items()}
+
+
+def _in_parts(config: StackConfig, weights: Weights, layer: int) -> list[NDArray[np.float64]]:
+    """W_ih and W_hh [G × U, width], b and c [G × U] of a layer, in the graph's order."""
+    weight_ih, weight_hh, bias_ih, bias_hh = (
+        _in_graph_order(config, weights[f"layers.{layer}.{name}"])
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    state_bias = np.zeros_like(bias_hh)
+    if config.cell == "gru":  # what the reset gate multiplies stays apart from what it does not
+        state_bias[-config.hidden_size :] = bias_hh[-config.hidden_size :]
+    return [weight_ih, weight_hh, bias_ih + bias_hh - state_bias, state_bias]
 
 
 def _in_graph_order(config: StackConfig, rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -27,7 +27,9 @@ from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack, Stack, load_weights
 from cellstream.errors import ExportUnproven
-from cellstream.export.graph import GATES_SWITCH, HEAD_FILE, STEP_FILE, output_name
+from cellstream.export.building import HEAD_FILE, STEP_FILE
+from cellstream.export.forms import output_name
+from cellstream.export.graph import GATES_SWITCH
 
 TOLERANCE = 1e-5
 """How far ONNX Runtime may be from PyTorch, relative to the number where that is above 1. Both compute in

@@ -14,7 +14,9 @@ from typing import Literal
 from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
 from cellstream.errors import SetupError
-from cellstream.export.graph import GATES_SWITCH, HEAD_FILE, STEP_FILE, build, output_name
+from cellstream.export.building import HEAD_FILE, SEQUENCE_FILE, STEP_FILE, build
+from cellstream.export.forms import output_name
+from cellstream.export.graph import GATES_SWITCH
 from cellstream.repository import MANIFEST_FILE, Manifest, digest_file, load_version
 from cellstream.repository.manifest import (
     MODEL_NAME_PATTERN,
@@ -105,6 +107,7 @@ def write_version(
             gates_switch=GATES_SWITCH if config.gates else None,
             step_graph=STEP_FILE,
             head_graph=HEAD_FILE,
+            sequence_graph=SEQUENCE_FILE,
             tokenizer=None if tokenizer_json is None else TOKENIZER_FILE,
             files={path.name: _file(path) for path in sorted(staging.iterdir())},
             training_data_sha256=training_data_sha256,
