@@ -328,16 +328,18 @@ static void open_stream(Stream *stream) {
 
 /* ------------------------------------------------------------------ a run */
 
-/* Sends what can be sent, waits for something, and takes what has come. */
-static void turn(void) {
+/* Sends what can be sent, waits for something to come, and takes it. While idle, waits for standard input too
+ * (a server hears from an idle client when it asks by PING); whether there is some. */
+static bool turn(bool idle) {
   static uint8_t buffer[BUFFER_BYTES];
   static struct pollfd *polled;
-  polled = polled ? polled : calloc(connections_count, sizeof *polled);
+  polled = polled ? polled : room(NULL, connections_count + 1, sizeof *polled);
   for (size_t each = 0; each < connections_count; each++) {
     flush(&connections[each]);
     polled[each] = (struct pollfd){connections[each].socket, POLLIN, 0};
   }
-  if (poll(polled, connections_count, SILENCE_MILLISECONDS) <= 0)
+  polled[connections_count] = (struct pollfd){idle ? STDIN_FILENO : -1, POLLIN, 0}; /* -1: none */
+  if (poll(polled, connections_count + 1, idle ? -1 : SILENCE_MILLISECONDS) <= 0)
     fail("no answer for %d s", SILENCE_MILLISECONDS / 1000);
   for (size_t each = 0; each < connections_count; each++) {
     if (!polled[each].revents) continue;
@@ -347,6 +349,7 @@ static void turn(void) {
     ssize_t taken = nghttp2_session_mem_recv(connections[each].http2, buffer, (size_t)size);
     if (taken < 0) fail("HTTP/2: %s", nghttp2_strerror((int)taken));
   }
+  return polled[connections_count].revents;
 }
 
 static int compare(const void *left, const void *right) {
@@ -370,7 +373,7 @@ static void run(double duration) {
     for (size_t message = 0; message < window; message++) send_next(&streams[each]);
   while (under_way) {
     sending = now - began < duration;
-    turn();
+    turn(false);
   }
   double taken = now - began;
   cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
@@ -419,9 +422,12 @@ int main(int count, char **arguments) {
     streams[each].connection = &connections[each % connections_count];
     open_stream(&streams[each]);
   }
-  while (under_way) turn();
+  while (under_way) turn(false);
   puts("{\"event\": \"open\"}");
   fflush(stdout);
-  for (char line[64]; fgets(line, sizeof line, stdin);) run(strtod(line, NULL));
-  return 0;
+  for (char line[64];;) {
+    if (!turn(true)) continue;
+    if (!fgets(line, sizeof line, stdin)) return 0;
+    run(strtod(line, NULL));
+  }
 }
