@@ -11,14 +11,15 @@ out by name, each [batch, layers, units], as a served graph has them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cellstream.cells.checkpoint import Weights, check_weights
-from cellstream.cells.config import StackConfig
+from cellstream.cells.config import GATE_ORDER, StackConfig
+from cellstream.cells.dropout import Dropout, hide, hide_rows, hide_weights
 from cellstream.cells.gru import GRUCell
 from cellstream.cells.lstm import LSTMCell
 from cellstream.cells.rnn import RNNCell
@@ -28,6 +29,8 @@ States = dict[str, Tensor]
 
 _CELLS = {"rnn": RNNCell, "lstm": LSTMCell, "gru": GRUCell}
 _FUSED: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_RUNS: dict[str, Callable[..., Any]] = {"rnn": torch.rnn_tanh, "lstm": torch.lstm, "gru": torch.gru}
+"""What those modules call: outputs of all steps, and each state after the last."""
 
 
 class Trace(NamedTuple):
@@ -130,29 +133,65 @@ class FusedStack(_Ends):
 
     Args:
         config: Its sizes.
+        dropout: What is hidden while it learns, beside the share between the layers in `config`.
+        forget_bias: Added to the forget gates' bias of an LSTM at the beginning: 1 keeps the cell state
+            until something else has been learned (Gers et al., 2000; Jozefowicz et al., 2015).
+
+    Raises:
+        ValueError: An embedding is to be hidden where there is none.
     """
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(
+        self, config: StackConfig, dropout: Dropout | None = None, *, forget_bias: float = 0.0
+    ) -> None:
         super().__init__(config)
-        self.recurrence = _FUSED[config.cell](
-            config.embedding_size,
-            config.hidden_size,
-            config.layers,
-            dropout=config.dropout if config.layers > 1 else 0.0,  # PyTorch warns where there is no between
-        )
+        self.dropout = dropout or Dropout()
+        if self.dropout.embedding and config.input != "tokens":
+            raise ValueError("embedding: expected 0 for an input of values, which has no embedding")
+        self.recurrence = _FUSED[config.cell](config.embedding_size, config.hidden_size, config.layers)
+        if forget_bias and "forget" in GATE_ORDER[config.cell]:
+            block, units = GATE_ORDER[config.cell].index("forget"), config.hidden_size
+            with torch.no_grad():
+                for layer in range(config.layers):
+                    bias = getattr(self.recurrence, f"bias_hh_l{layer}")
+                    bias[block * units : (block + 1) * units] += forget_bias
 
     def forward(self, inputs: Tensor, states: States | None = None) -> Trace:
-        """Run over some steps, as `Stack.forward` does; the gates are empty."""
+        """Run over some steps, as `Stack.forward` does; the gates are empty.
+
+        Layer by layer, which costs nothing: so PyTorch runs them too, and something can be hidden between.
+        """
         states = states or self.initial(inputs.shape[1])
-        names = self.config.states
-        before = [states[name].transpose(0, 1).contiguous() for name in names]  # [layers, batch, units]
-        h, after = self.recurrence(self.read(inputs), tuple(before) if len(before) > 1 else before[0])
-        after = after if isinstance(after, tuple) else (after,)
+        names, learns, dropout = self.config.states, self.training, self.dropout
+        run = _RUNS[self.config.cell]
+        after: dict[str, list[Tensor]] = {name: [] for name in names}
+        x = self.read(inputs)  # [time, batch, embedding]
+        for layer, (weight_ih, weight_hh, *biases) in enumerate(self.recurrence.all_weights):
+            recurrent: Tensor = weight_hh
+            if learns:
+                x = hide(x, self.config.dropout if layer else 0.0, locked=dropout.locked)
+                recurrent = hide_weights(weight_hh, dropout.recurrent)
+            before = [states[name][:, layer].unsqueeze(0).contiguous() for name in names]  # [1, batch, units]
+            x, *layer_after = run(
+                x,
+                before if len(before) > 1 else before[0],
+                [weight_ih, recurrent, *biases],
+                *(True, 1, 0.0, learns),  # with biases, one layer, no dropout in it, to learn from
+                *(False, False),  # not in both directions, batch not first
+            )
+            for name, state in zip(names, layer_after, strict=True):
+                after[name].append(state)
+        if learns:
+            x = hide(x, dropout.output, locked=dropout.locked)
         return Trace(
-            self.predict(h),
-            {name: state.transpose(0, 1) for name, state in zip(names, after, strict=True)},
-            {},
+            self.predict(x), {name: torch.cat(layers).transpose(0, 1) for name, layers in after.items()}, {}
         )
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """Make of inputs what the first layer sees, some tokens hidden while it learns."""
+        if self.training and self.dropout.embedding:
+            return nn.functional.embedding(inputs, hide_rows(self.embedding.weight, self.dropout.embedding))
+        return super().read(inputs)
 
 
 def _common_name(name: str) -> str:

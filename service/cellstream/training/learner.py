@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Update(NamedTuple):
     """What an update shows.
 
     Attributes:
-        loss: Mean over the window before the update, in nats a token.
+        loss: Mean surprise of the window's targets before the update, in nats a token; without smoothing.
         gradient_norm: Before it was clipped.
     """
 
@@ -30,6 +31,10 @@ class Update(NamedTuple):
 
 class Learner:
     """One optimiser's step for each window, the states carried from window to window.
+
+    Where the recipe says `averaging`, what is measured and kept is not the weights that learn but their
+    exponential moving average (Polyak & Juditsky 1992). Of n updates it takes in the last by at least
+    9 / (10 + n), so that the beginning is soon forgotten.
 
     AdamW (Loshchilov & Hutter 2019) for every weight; or, where the recipe says `muon`, Muon for the matrices
     of the recurrence and AdamW for the embedding, the biases and the head. Muon (Jordan et al. 2024) steps
@@ -48,6 +53,9 @@ class Learner:
         self._gradient_norm_max = training.gradient_norm_max
         self._optimizers = _optimizers(model, training)
         self._states: States | None = None
+        self._label_smoothing, self._averaging = training.label_smoothing, training.averaging
+        self._average = copy.deepcopy(model).eval().requires_grad_(False) if training.averaging else None
+        self._averaged = 0
 
     def learn(self, window: Window, learning_rate: float) -> Update:
         """Update the weights once.
@@ -69,10 +77,14 @@ class Learner:
         self.model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             trace = self.model(inputs, self._states)
-            loss = nn.functional.nll_loss(trace.prediction.flatten(0, 1), targets.flatten())
-        nats = loss.item()
-        if not math.isfinite(nats):
-            raise TrainingFailed(f"The loss became {nats}; {_ADVICE}")
+            told = nn.functional.nll_loss(trace.prediction.flatten(0, 1), targets.flatten())
+        nats = told.item()
+        loss = told
+        if self._label_smoothing:
+            # A share of the target goes to all tokens alike (Szegedy et al. 2016).
+            loss = told + self._label_smoothing * (-trace.prediction.mean() - told)
+        if not math.isfinite(loss.item()):
+            raise TrainingFailed(f"The loss became {loss.item()}; {_ADVICE}")
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -83,14 +95,15 @@ class Learner:
             raise TrainingFailed(f"The gradient became {norm}; {_ADVICE}")
         for optimizer in self._optimizers:
             optimizer.step()
+        self._take_average()
         # Truncated backpropagation: the states go on, the gradient ends here.
         self._states = {name: state.detach().float() for name, state in trace.states.items()}
         return Update(nats, norm)
 
     @property
     def kept_model(self) -> FusedStack:
-        """What is measured and kept."""
-        return self.model
+        """What is measured and kept: the average of what learns, or what learns itself."""
+        return self.model if self._average is None else self._average
 
     def saved(self) -> dict[str, Any]:
         """Give all that the next update depends on, as tensors and plain values; not copies."""
@@ -98,6 +111,8 @@ class Learner:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "states": self._states,
+            "average": None if self._average is None else self._average.state_dict(),
+            "averaged": self._averaged,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -108,6 +123,19 @@ class Learner:
         device = self.model.head.weight.device
         states = saved["states"]
         self._states = states and {name: state.to(device) for name, state in states.items()}
+        if self._average is not None:
+            self._average.load_state_dict(saved["average"])
+        self._averaged = saved["averaged"]
+
+    def _take_average(self) -> None:
+        """Move the average towards the weights."""
+        if self._average is None:
+            return
+        self._averaged += 1
+        decay = min(self._averaging, (1 + self._averaged) / (10 + self._averaged))
+        with torch.no_grad():
+            for average, weight in zip(self._average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(weight, 1 - decay)
 
 
 def _optimizers(model: FusedStack, training: Training) -> list[torch.optim.Optimizer]:

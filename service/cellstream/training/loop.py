@@ -107,7 +107,8 @@ def _begin(
     check_disk(config, directory)
     torch.manual_seed(recipe.seed)
     with _memory_told():
-        model = FusedStack(config).to(device)
+        training = recipe.training
+        model = FusedStack(config, training.dropout, forget_bias=training.forget_bias).to(device)
         if saved is None:
             first = next(
                 windows(

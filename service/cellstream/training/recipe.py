@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from cellstream.cells.config import CellKind, StackConfig
+from cellstream.cells.dropout import Dropout
 from cellstream.errors import RecipeInvalid
 
 Precision = Literal["float32", "bfloat16"]
@@ -129,6 +130,16 @@ class Training(_Part):
     evaluations: PositiveInt = 10
     patience: PositiveInt | None = None
     save_minutes: float = Field(default=1.0, ge=0)
+
+    @property
+    def dropout(self) -> Dropout:
+        """What is hidden beside the share between the layers."""
+        return Dropout(
+            embedding=self.embedding_dropout,
+            recurrent=self.recurrent_dropout,
+            output=self.output_dropout,
+            locked=self.locked_dropout,
+        )
 
     @model_validator(mode="after")
     def _a_budget(self) -> Self:
