@@ -17,18 +17,16 @@ from cellstream.training.history import Evaluation, History, Point
 from cellstream.training.pace import Pace
 from cellstream.training.recipe import Recipe
 
+_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the recurrence, AdamW for the rest"}
 _NAMES = {"rnn": "A vanilla recurrent network", "lstm": "An LSTM", "gru": "A GRU"}
 
 _FONT = get_font(findfont("DejaVu Sans Mono"))  # it comes with matplotlib
 
-SAMPLES = 3
-"""In the picture: of the beginning, of the middle, and of the best checkpoint."""
-
-SAMPLE_LINES, SAMPLE_COLUMNS = 12, 48
+SAMPLE_LINES, SAMPLE_COLUMNS = 16, 52
 """Of each sample that are shown."""
 
-BITS_SHOWN_MAX = 4.0
-"""Where the picture ends: the first moments, at the 8 bits of a byte, would press all others together."""
+BITS_SHOWN = 1.6
+"""Above the lowest: the first moments, at the 8 bits of a byte, would press all others together."""
 
 
 def draw_report(history: History, metrics: dict[str, float], title: str) -> bytes:
@@ -42,26 +40,26 @@ def draw_report(history: History, metrics: dict[str, float], title: str) -> byte
     Returns:
         A PNG.
     """
-    figure = Figure(figsize=(11, 11), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 11.5), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize="x-large")
-    grid = figure.add_gridspec(3, 2, height_ratios=(3, 2, 2.4))
-    by_tokens, by_minutes = (figure.add_subplot(grid[0, column]) for column in range(2))
+    curves, drives, texts = figure.subfigures(3, 1, height_ratios=(4, 2.6, 3.2))
+    by_tokens, by_minutes = curves.subplots(1, 2)
     _draw_bits(by_tokens, history, metrics, _millions, "tokens seen, millions")
     _draw_bits(by_minutes, history, metrics, _minutes, "minutes")
     by_tokens.legend(frameon=False, fontsize="small")
-    rate, norm = (figure.add_subplot(grid[1, column]) for column in range(2))
+    rate, norm = drives.subplots(1, 2)
     millions = [_millions(point) for point in history.training]
     rate.plot(millions, [point.learning_rate for point in history.training])
     rate.set_ylabel("learning rate")
     norm.plot(millions, [point.gradient_norm for point in history.training], linewidth=1)
     norm.set_ylabel("gradient norm, before clipping")
-    norm.set_yscale("log")
+    norm.set_ylim(bottom=0)
     for axes in (rate, norm):
         axes.set_xlabel("tokens seen, millions")
         axes.grid(alpha=0.25)
-    texts = figure.add_gridspec(3, SAMPLES, height_ratios=(3, 2, 2.4))
-    for column, one in enumerate(_chosen(history.validation)):
-        _draw_sample(figure.add_subplot(texts[2, column]), one)
+    chosen = _chosen(history.validation)
+    for axes, one in zip(texts.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        _draw_sample(axes, one)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
@@ -90,9 +88,8 @@ def _draw_bits(
         value = metrics[f"{name}_bits_per_character"]
         axes.axhline(value, color="grey", linestyle=style, linewidth=1, label=f"{name} {value:.2f}")
     seen = [one.bits for one in training] + [one.bits for one in validation]
-    axes.set_ylim(
-        min(*seen, metrics["heldout_bits_per_character"]) - 0.1, min(max(seen) + 0.1, BITS_SHOWN_MAX)
-    )
+    lowest, highest = min(*seen, metrics["heldout_bits_per_character"]), max(seen)
+    axes.set_ylim(lowest - 0.1, min(highest, lowest + BITS_SHOWN) + 0.1)
     axes.set_xlabel(label)
     axes.set_ylabel("bits per character")
     axes.grid(alpha=0.25)
@@ -114,7 +111,7 @@ def _chosen(evaluations: list[Evaluation]) -> list[Evaluation]:
 def _draw_sample(axes: Axes, evaluation: Evaluation) -> None:
     axes.set_axis_off()
     axes.set_title(
-        f"written at {_millions(evaluation):.3g} M tokens, {evaluation.bits:.2f} bits",
+        f"written after {_millions(evaluation):.2f} million tokens ({evaluation.bits:.2f} bits)",
         fontsize="small",
         loc="left",
     )
@@ -171,9 +168,10 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
         {metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in
         {metrics["seconds"] / 60:.1f} minutes, {pace}; the checkpoint is from token
         {metrics["tokens_at_best"]:,.0f}. Backpropagation through {training.window} steps at
-        {training.batch_rows} places of the text, the states carried on; AdamW, highest learning rate
-        {training.learning_rate:g}, warm-up and cosine decay; gradients clipped at
-        {training.gradient_norm_max:g}; dropout {config.dropout:g}; seed {recipe.seed}."""
+        {training.batch_rows} places of the text, the states carried on; {_OPTIMIZERS[training.optimizer]},
+        highest learning rate {training.learning_rate:g}, warm-up and cosine decay, weight decay
+        {training.weight_decay:g}; gradients clipped at {training.gradient_norm_max:g};
+        {_regularisation(recipe)}; seed {recipe.seed}."""
     beside = f"""
         Beside it: {metrics["validation_bits_per_character"]:.3f} on the validation text, and
         {metrics["training_bits_per_character"]:.3f} on the training text just before the checkpoint.
@@ -211,6 +209,21 @@ It imitates the letters of its training text and knows nothing; what it generate
 true. Text of another kind or language surprises it throughout. Nothing was done to find or take away what may
 offend in the training text.
 """
+
+
+def _regularisation(recipe: Recipe) -> str:
+    """What keeps the network from learning by heart, in words."""
+    model, training = recipe.model, recipe.training
+    locked = ", the same units at all steps of a window" if training.locked_dropout else ""
+    shares = {
+        f"dropout between the layers{locked}": model.dropout if model.layers > 1 else 0.0,
+        f"dropout before the head{locked}": training.output_dropout,
+        "dropout of whole rows of the embedding": training.embedding_dropout,
+        "dropout of hidden-to-hidden weights": training.recurrent_dropout,
+        "label smoothing": training.label_smoothing,
+        "moving average of the weights, with a decay of": training.averaging,
+    }
+    return ", ".join(f"{name} {share:g}" for name, share in shares.items() if share) or "no dropout"
 
 
 def _paragraph(text: str) -> str:
