@@ -94,8 +94,8 @@ def _draw_excess(figure: Figure, question: str, distance: str) -> None:
         curve = values[question]
         distances, bits, band = (np.array(curve[name]) for name in ("distances", "bits", "band"))
         loss.plot(distances, values["bits_per_character"] + bits, color=colour, label=label)
-        seen = bits > EXCESS_MIN
-        excess.plot(distances[seen], bits[seen], color=colour, marker="o", markersize=3)
+        # What is not above zero has no logarithm; there the line leaves the picture.
+        excess.plot(distances, np.maximum(bits, EXCESS_MIN / 100), color=colour, marker="o", markersize=3)
         low, high = np.maximum(bits - band, EXCESS_MIN), np.maximum(bits + band, EXCESS_MIN)
         excess.fill_between(distances, low, high, color=colour, alpha=0.15, linewidth=0)
     for axes in (loss, excess):
@@ -122,7 +122,7 @@ def draw_gradients(figure: Figure) -> None:
         axes.set(title=f"{when} networks", xlabel="steps back", xlim=(0, 130), xticks=range(0, 129, 32))
         axes.set(yscale="log", ylim=(1e-8, 10))
     panels[0].set_ylabel("gradient norm, one step back = 1")
-    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    panels[0].legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _draw_norms(axes: Axes, norms: dict[str, list[float]], label: str, colour: str, style: str) -> None:

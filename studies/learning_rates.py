@@ -1,6 +1,6 @@
 """Choose each network's learning rate, by the same rule, on the validation play alone.
 
-A short run with the whole schedule (warm-up and decay) at 2 and 4 thousandths; then twice or half as much,
+A short run with the whole schedule (warm-up and decay) at 8 and 16 thousandths; then twice or half as much,
 as long as the best rate is the highest or the lowest tried. The held-out plays are not read.
 """
 
@@ -21,7 +21,7 @@ from studies.study import NETWORKS, RUNS, read_recipe, read_result, write_result
 TOKENS = 1_000_000
 """Of a short run: a sixth of the whole, half a minute each."""
 
-FIRST_RATES = (2e-3, 4e-3)
+FIRST_RATES = (8e-3, 16e-3)
 
 VALIDATION_ROWS = 16
 

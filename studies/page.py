@@ -1,6 +1,7 @@
 """Draw the pictures and write the page: `python -m studies.page`.
 
-`page.md` is the text, with places for numbers and tables; they come from `results/`, so no number is typed by hand.
+`page.md` is the text, with places for numbers and tables; they come from `results/`, so that none is typed by
+hand.
 The page in `docs/studies` is what comes of both.
 """
 
@@ -20,7 +21,7 @@ GENERATED = "<!-- Written by `python -m studies.page` from studies/page.md and s
 
 SHORT = {"lstm": "LSTM", "gru": "GRU", "rnn-wide": "RNN, as many weights", "rnn": "RNN, same hidden size"}
 
-CONTEXTS_SHOWN = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTEXTS_SHOWN = (1, 4, 8, 16, 32, 64, 128)
 
 STEPS_SHOWN = (1, 8, 32, 64, 128, 256)
 
@@ -74,7 +75,16 @@ def networks_table() -> str:
         )
         for network, measured in _in_order(read_result("networks"))
     ]
-    head = ("network", "units", "weights", "learning rate", "validation", "Julius Caesar", "The Tempest", "held out")
+    head = (
+        "network",
+        "units",
+        "weights",
+        "learning rate",
+        "validation",
+        "Julius Caesar",
+        "The Tempest",
+        "held out",
+    )
     return _table(head, rows)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-
 from studies.learning_rates import next_rate
 from studies.recall import ASK, REMEMBERED, SYMBOLS, draw
 
 
 def test_rates_are_tried_until_the_best_lies_between_worse_ones() -> None:
-    """A network that likes 1/1000 most and one that likes 16/1000 most get the same care."""
-    for liked, expected in ((1e-3, {5e-4, 1e-3, 2e-3, 4e-3}), (16e-3, {2e-3, 4e-3, 8e-3, 16e-3, 32e-3})):
+    """A network that likes 2/1000 most and one that likes 16/1000 most get the same care."""
+    for liked, expected in ((2e-3, {1e-3, 2e-3, 4e-3, 8e-3, 16e-3}), (16e-3, {8e-3, 16e-3, 32e-3})):
         tried: dict[float, float] = {}
         while (rate := next_rate(tried)) is not None:
             tried[rate] = abs(np.log(rate / liked))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from studies.gradients import gradient_norms
 
 from cellstream.cells.config import CellKind, StackConfig
 from cellstream.cells.stack import FusedStack
-from studies.gradients import gradient_norms
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from studies.memory import CONTEXTS, context_curve, places, reset_curve
 from studies.predictors import Bits, Tokens
 
@@ -15,7 +14,9 @@ class Forgetful:
     def surprises(self, tokens: Tokens) -> Bits:
         """Tell the surprises of such a reader."""
         read = np.arange(1, len(tokens))[:, None]
-        return np.broadcast_to(np.where(read < 20, 3, 1), (len(tokens) - 1, tokens.shape[1])).astype(np.float32)
+        return np.broadcast_to(np.where(read < 20, 3, 1), (len(tokens) - 1, tokens.shape[1])).astype(
+            np.float32
+        )
 
 
 WORKS = [np.arange(1500), np.arange(4000)]

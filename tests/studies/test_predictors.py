@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from studies import predictors
+from studies.predictors import ServedPredictor, TorchPredictor
 
 from cellstream.cells.config import CellKind, StackConfig
 from cellstream.cells.stack import FusedStack, Stack, load_weights, numpy_weights
 from cellstream.repository.repository import Repository
 from cellstream.testing import write_model
-from studies import predictors
-from studies.predictors import ServedPredictor, TorchPredictor
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
