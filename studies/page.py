@@ -23,7 +23,7 @@ SHORT = {"lstm": "LSTM", "gru": "GRU", "rnn-wide": "RNN, as many weights", "rnn"
 
 CONTEXTS_SHOWN = (1, 4, 8, 16, 32, 64, 128)
 
-STEPS_SHOWN = (1, 8, 32, 64, 128, 256)
+STEPS_SHOWN = (1, 8, 16, 32, 64, 128)
 
 
 def main() -> None:
@@ -117,7 +117,9 @@ def curve_table(question: str) -> str:
     for name, values in zip(names, measured.values(), strict=True):
         curve = values[question]
         at = [curve["distances"].index(distance) for distance in CONTEXTS_SHOWN]
-        rows.append((name, *(f"{curve['bits'][one]:.3f} ± {curve['band'][one]:.3f}" for one in at)))
+        # Adding zero makes a rounded −0.000 a plain one.
+        shown = ((round(curve["bits"][one], 3) + 0.0, curve["band"][one]) for one in at)
+        rows.append((name, *(f"{bits:.3f} ± {band:.3f}" for bits, band in shown)))
     return _table(("characters", *map(str, CONTEXTS_SHOWN)), rows)
 
 
