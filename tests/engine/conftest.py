@@ -53,13 +53,6 @@ def _poison(directory: Path) -> None:
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
-def _name_sequence_graph(directory: Path) -> None:
-    """Names `sequence.onnx` in the manifest, as an export does."""
-    manifest = json.loads((directory / MANIFEST_FILE).read_text())
-    manifest["sequence_graph"] = "sequence.onnx"
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest))
-
-
 @dataclass(frozen=True)
 class Model:
     """A version on disk, and what it was made of."""
@@ -81,7 +74,6 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]
             config = StackConfig(cell=cell, input=kind, layers=2, hidden_size=8, embedding_size=5, **sizes)
             weights = _weights(config)
             directory = write_version(tmp_path_factory.mktemp("models"), config, weights, name="tiny")
-            _name_sequence_graph(directory)
             if poisoned:
                 _poison(directory)
             made[key] = Model(load_version(directory), config, weights)
