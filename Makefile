@@ -52,8 +52,9 @@ up: ## Server, Prometheus and Grafana by docker-compose
 	$$compose up --build --detach --wait && echo "Server at 127.0.0.1:50051, Grafana at http://127.0.0.1:3000"
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Measure against bare ONNX Runtime, minutes
+bench: $(VENV)/.dev ## Measure every row, and how cost grows: under ten minutes; needs libnghttp2-dev
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench sweep
 
 # ---------------------------------------------------------------- what keeps it right
 

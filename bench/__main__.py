@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return Bench(Path(models), given.hidden_size, given.idle_sessions, plan)
 
         if given.what in ("rows", "publish"):
-            _rows(bench(1.0, 9, 2.0), given.only, given.json or directory / "rows.json")
+            _rows(bench(1.0, 7, 2.0), given.only, given.json or directory / "rows.json")
         if given.what in ("sweep", "publish"):
             measured = bench(0.5, 3, 0.5)
             about = report.about(measured)

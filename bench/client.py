@@ -7,6 +7,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,9 @@ class LoadClient:
             LoadFailed: A reply was no answer.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and `_read` says why
+            self._process.stdin.write(f"{seconds}\n")
+            self._process.stdin.flush()
         return self._read()
 
     def close(self) -> None:

@@ -21,20 +21,26 @@ def room_for(sessions: int) -> dict[str, int]:
 
 
 @contextmanager
-def idle_sessions(server: Server, sessions: int, *, seed: int) -> Iterator[None]:
-    """So many sessions, each fed one token, then left alone, until leaving."""
+def idle_sessions(server: Server, sessions: int, *, seed: int, prefix: str = "") -> Iterator[None]:
+    """So many sessions, each fed one token, then left alone; their streams end on leaving.
+
+    Args:
+        server: Where.
+        sessions: How many.
+        seed: Of the tokens.
+        prefix: What their names begin with, which makes them stay after leaving; empty: they have no names.
+    """
     with ExitStack() as stack:
-        left = sessions
-        while left:
-            feeds = min(left, HANDLES)
-            load = stack.enter_context(traffic(server, streams=1, feeds=feeds, seed=seed))
+        for first in range(0, sessions, HANDLES):
+            feeds = min(sessions - first, HANDLES)
+            names = f"{prefix}{first}-" if prefix else ""
+            load = stack.enter_context(traffic(server, streams=1, feeds=feeds, seed=seed, names=names))
             load.run(0)
-            left -= feeds
         yield
 
 
-def idle_bytes(server: Server, sessions: int, state_bytes: int, *, seed: int) -> list[float]:
-    """Bytes that a session takes beyond its state, for each of a few parts of so many sessions.
+def held_bytes(server: Server, sessions: int, state_bytes: int, *, seed: int) -> list[float]:
+    """Bytes beyond its state of a session that a stream holds, for each of a few parts of so many sessions.
 
     The first part is not counted: the server's own memory grows with it.
     """
@@ -45,6 +51,18 @@ def idle_bytes(server: Server, sessions: int, state_bytes: int, *, seed: int) ->
             before = resident_bytes(server.pid)
             stack.enter_context(idle_sessions(server, part, seed=seed))
             grown.append((resident_bytes(server.pid) - before) / part - state_bytes)
+    return grown[1:]
+
+
+def kept_bytes(server: Server, sessions: int, state_bytes: int, *, seed: int) -> list[float]:
+    """The same of a session with a name whose stream is gone."""
+    part = sessions // (SAMPLES + 1)
+    grown = []
+    for sample in range(SAMPLES + 1):
+        before = resident_bytes(server.pid)
+        with idle_sessions(server, part, seed=seed, prefix=f"{sample}-"):
+            pass
+        grown.append((resident_bytes(server.pid) - before) / part - state_bytes)
     return grown[1:]
 
 

@@ -231,7 +231,7 @@ static int on_data(nghttp2_session *http2, uint8_t flags, int32_t id, const uint
 static int on_header(nghttp2_session *http2, const nghttp2_frame *frame, const uint8_t *name, size_t name_size,
                      const uint8_t *value, size_t value_size, uint8_t flags, void *user) {
   (void)http2, (void)frame, (void)flags, (void)user;
-  if (name_size > 5 && !memcmp(name, "grpc-", 5)) /* grpc-status, grpc-message: only where a stream ends */
+  if (name_size >= 11 && (!memcmp(name, "grpc-status", 11) || !memcmp(name, "grpc-message", 11))) /* at the end */
     fprintf(stderr, "%.*s: %.*s\n", (int)name_size, (const char *)name, (int)value_size, (const char *)value);
   return 0;
 }

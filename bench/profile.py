@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from bench import processes
@@ -61,28 +60,32 @@ def profile(bench: Bench, say: Any = print) -> dict[str, Any]:
             run = load.run(bench.plan.seconds * bench.plan.pairs)
             record.send_signal(signal.SIGINT)
             record.communicate()
-            shares, samples = _shares(Path(file.name))
+            shares, samples = read_shares(_report(file.name))
         found[name] = {
             "cpu_microseconds": run.cpu_microseconds,
             "samples": samples,
-            "parts": {part: share * run.cpu_microseconds for part, share in _parts(shares).items()},
+            "parts": {part: share * run.cpu_microseconds for part, share in by_part(shares).items()},
             "shares": shares,
         }
     return found
 
 
-def _shares(file: Path) -> tuple[dict[str, float], int]:
-    """Of each library, its share of the samples; and how many samples there are."""
-    command = ["perf", "report", "--input", str(file), "--stdio", "--sort", "dso", "--show-nr-samples"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    counts = {name: int(count) for count, name in re.findall(r"^ +[\d.]+% +(\d+) +(\S+)", said, re.M)}
+def read_shares(report: str) -> tuple[dict[str, float], int]:
+    """Of each library in a report of perf, its share of the samples; and how many samples there are."""
+    counts = {name: int(count) for count, name in re.findall(r"^ +[\d.]+% +(\d+) +(\S+)", report, re.M)}
     samples = sum(counts.values())
     return {name: count / samples for name, count in counts.items()}, samples
 
 
-def _parts(shares: dict[str, float]) -> dict[str, float]:
+def by_part(shares: dict[str, float]) -> dict[str, float]:
+    """The shares of libraries, summed up to those of `PARTS` and `other`."""
     parts = dict.fromkeys([*PARTS, "other"], 0.0)
     for library, share in shares.items():
         owners = [part for part, pieces in PARTS.items() if any(piece in library for piece in pieces)]
         parts[owners[0] if owners else "other"] += share
     return parts
+
+
+def _report(file: str) -> str:
+    command = ["perf", "report", "--input", file, "--stdio", "--sort", "dso", "--show-nr-samples"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -13,7 +13,7 @@ import numpy as np
 from bench import processes
 from bench.bare import Bare
 from bench.engine import EngineLoad
-from bench.idle import idle_bytes, idle_sessions, room_for
+from bench.idle import held_bytes, idle_sessions, kept_bytes, room_for
 from bench.measure import Plan, Side, compare
 from bench.traffic import traffic
 from cellstream.repository import ModelVersion, Repository
@@ -170,11 +170,14 @@ def _beside_idle(bench: Bench) -> Iterator[tuple[Side, Side]]:
         yield ours.run, floor.run
 
 
-def _idle_bytes(bench: Bench) -> list[float]:
-    states = bench.version().manifest.states
-    state_bytes = sum(4 * int(np.prod(state.shape)) for state in states)
-    with processes.service(bench.models(), **room_for(bench.idle_sessions)) as server:
-        return idle_bytes(server, bench.idle_sessions, state_bytes, seed=SEED)
+def _idle(bytes_of: Callable[..., list[float]]) -> Callable[[Bench], list[float]]:
+    def values(bench: Bench) -> list[float]:
+        states = bench.version().manifest.states
+        state_bytes = sum(4 * int(np.prod(state.shape)) for state in states)
+        with processes.service(bench.models(), **room_for(bench.idle_sessions)) as server:
+            return bytes_of(server, bench.idle_sessions, state_bytes, seed=SEED)
+
+    return values
 
 
 @contextmanager
@@ -189,6 +192,7 @@ def _precisions(bench: Bench) -> Iterator[tuple[Side, Side]]:
 
 ORT = "bare ONNX Runtime, same graph and call, state in place"
 ORT_64 = "bare ONNX Runtime at B = 64, state in place"
+STATE = "its raw state"
 EXACT = "the same in exact numerics"
 
 ROWS: tuple[Row | Gauge, ...] = (
@@ -198,7 +202,8 @@ ROWS: tuple[Row | Gauge, ...] = (
     Row("service-8x64", "service, 8 streams × 64 feeds a message", ORT_64, 0.75, _service(8, 64)),
     Row("service-1x64", "service, 1 stream × 64 feeds a message", ORT_64, 0.60, _service(1, 64)),
     Row("service-64x1", "service, 64 streams × 1 token, ping-pong", "bare grpc.aio echo", 0.75, _ping_pong),
-    Gauge("idle-bytes", "an idle session, held by a stream", "its raw state", 512, "B", _idle_bytes),
+    Gauge("idle-kept", "an idle session with a name, its stream gone", STATE, 512, "B", _idle(kept_bytes)),
+    Gauge("idle-held", "an idle session that a stream holds", STATE, 512, "B", _idle(held_bytes)),
     Row(
         "idle-step",
         "service, 1 stream × 64 feeds, beside idle sessions",

@@ -28,6 +28,7 @@ class Traffic:
         connections: How many the streams share.
         seed: Of the tokens.
         echo: Whether the server is the echo, which has to be told its answer.
+        names: What the sessions' names begin with, for one stream; empty: they have none.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Traffic:
         connections: int = 1,
         seed: int,
         echo: bool = False,
+        names: str = "",
     ) -> None:
         random = np.random.default_rng(seed)
         self._server = server
@@ -48,7 +50,7 @@ class Traffic:
         self._client = LoadClient(
             server.port,
             [
-                _answer(feeds) if echo else _opening(feeds),
+                _answer(feeds) if echo else _opening(feeds, names),
                 *(_message(random.integers(0, 256, (feeds, tokens))) for _ in range(MESSAGES)),
             ],
             streams=streams,
@@ -102,6 +104,7 @@ def traffic(
     connections: int = 1,
     seed: int,
     echo: bool = False,
+    names: str = "",
 ) -> Iterator[Traffic]:
     """A `Traffic` whose streams end on leaving."""
     made = Traffic(
@@ -113,6 +116,7 @@ def traffic(
         connections=connections,
         seed=seed,
         echo=echo,
+        names=names,
     )
     try:
         yield made
@@ -120,9 +124,12 @@ def traffic(
         made.close()
 
 
-def _opening(feeds: int) -> bytes:
+def _opening(feeds: int, names: str) -> bytes:
     answer = pb.Answer(top_k=1)
-    opens = [pb.Open(handle=handle, answer=answer) for handle in range(feeds)]
+    opens = [
+        pb.Open(handle=handle, session_id=f"{names}{handle}" if names else "", answer=answer)
+        for handle in range(feeds)
+    ]
     return pb.PredictRequest(opens=opens).SerializeToString()
 
 

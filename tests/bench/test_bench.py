@@ -10,55 +10,107 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench import page, plots
+from bench.__main__ import main
+from bench.bare import Bare
+from bench.measure import Plan
+from bench.profile import by_part, read_shares
+from bench.rows import ROWS, Bench, Gauge
+from bench.sweep import PANELS, Range, sweep
 
 from cellstream.engine import Answer, Engine, Feed, Want
 from cellstream.repository import Repository
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ROWS = {"engine-64", "engine-256", "engine-loop", "service-8x64", "service-1x64", "service-64x1"}
+TINY = [
+    "--seconds",
+    "0.05",
+    "--warm-up",
+    "0.02",
+    "--pairs",
+    "2",
+    "--hidden-size",
+    "16",
+    "--idle-sessions",
+    "60",
+]
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(120)
 def test_every_row_runs_once_and_leaves_its_raw_numbers(tmp_path: Path) -> None:
     """A bench that breaks unseen is missed on the day its numbers are wanted."""
-    tiny = ["--seconds", "0.05", "--warm-up", "0.02", "--pairs", "2", "--hidden-size", "16"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench", *tiny, "--output", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "bench", *TINY, "--json", str(file)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    (file,) = tmp_path.glob("*.json")
-    results = json.loads(file.read_text())
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(file.read_text())["rows"]
 
-    assert set(results["rows"]) == ROWS
-    for name, row in results["rows"].items():
-        assert name in ran.stdout
-        rates = [[run["tokens"] / run["seconds"] for run in row[side]] for side in ("ours", "floor")]
+    assert list(rows) == [row.name for row in ROWS]
+    for row in ROWS:
+        assert row.name in ran.stdout
+        found = rows[row.name]
+        if isinstance(row, Gauge):
+            assert found["median"] == statistics.median(found["values"])
+            continue
+        rates = [[run["tokens"] / run["seconds"] for run in found[side]] for side in ("ours", "floor")]
         ratios = [our / bare for our, bare in zip(*rates, strict=True)]
-        assert row["ratio_median"] == pytest.approx(statistics.median(ratios))
-        assert all(run["cpu_seconds"] > 0 for side in ("ours", "floor") for run in row[side])
+        assert found["median"] == pytest.approx(statistics.median(ratios))
+        assert all(run["cpu_seconds"] > 0 for side in ("ours", "floor") for run in found[side])
 
 
 def test_only_rows_that_begin_so_are_run(tmp_path: Path) -> None:
     """Whoever tunes one path waits for its row alone; a row that does not exist is told."""
-    from bench.__main__ import main
-
-    tiny = ["--seconds", "0.02", "--warm-up", "0.01", "--pairs", "1", "--hidden-size", "16"]
-    main(["--only", "engine-l", *tiny, "--output", str(tmp_path)])
-    (file,) = tmp_path.glob("*.json")
-    assert set(json.loads(file.read_text())["rows"]) == {"engine-loop"}
+    main(["--only", "engine-l", *TINY, "--json", str(tmp_path / "rows.json")])
+    assert set(json.loads((tmp_path / "rows.json").read_text())["rows"]) == {"engine-loop"}
     with pytest.raises(SystemExit):
         main(["--only", "nothing"])
 
 
+def test_every_panel_of_the_sweep_is_measured_and_drawn(tmp_path: Path) -> None:
+    """The same, for how cost grows."""
+    bench = Bench(tmp_path, hidden_size=16, idle_sessions=10, plan=Plan(0.02, 2, 0.01))
+    places = Range(sessions=(1, 4), streams=(1, 2), feeds=(1, 3), idle=(0, 10), layers=(1, 2), units=(8, 16))
+    panels = sweep(bench, places, say=lambda *said, **how: None)
+    assert list(panels) == list(PANELS)
+    for name, panel in panels.items():
+        for line in panel["lines"].values():
+            assert [int(place) for place in line] == list(getattr(places, name))
+            assert all(len(runs) == 2 and runs[0]["cpu_microseconds"] > 0 for runs in line.values())
+    plots.draw_sweep(panels, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_a_profile_names_the_parts_of_a_token() -> None:
+    """What perf calls a library is filed under what it does; what nobody foresaw is shown as such."""
+    report = """
+# Overhead       Samples  Shared Object
+    50.00%           100  onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so
+    25.00%            50  [kernel.kallsyms]
+    20.00%            40  libpython3.11.so.1.0
+     5.00%            10  libnew.so.1
+"""
+    shares, samples = read_shares(report)
+    assert samples == 200
+    parts = by_part(shares)
+    assert parts["ONNX Runtime"] == 0.5
+    assert parts["kernel"] == 0.25
+    assert parts["Python"] == 0.2
+    assert parts["other"] == 0.05
+    assert sum(parts.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("file", [page.PAGE, page.README], ids=lambda file: file.name)
+def test_the_docs_say_what_was_measured(file: Path) -> None:
+    """Tables are written by `python -m bench page` from the committed results, never by hand."""
+    text = file.read_text(encoding="utf-8")
+    assert "<!-- bench: rows -->" in text
+    assert text == page.filled(text), "run `python -m bench page`"
+
+
 def test_the_floor_computes_what_the_engine_computes(tiny: Path) -> None:
     """The states that the floor keeps in place are read and written in one call: it must be the same work."""
-    from bench.bare import Bare
-
     (version,) = Repository(tiny).load_all()
     tokens = np.random.default_rng(0).integers(0, 256, (3, 4))
     bare = Bare(version, tokens)
