@@ -14,7 +14,7 @@ import pytest
 EXTRAS = (
     *("onnx", "onnxruntime", "torch", "matplotlib"),
     *("grpc_health", "grpc_reflection", "prometheus_client", "pydantic", "pydantic_settings"),
-    *("structlog", "uvloop"),
+    *("structlog", "tokenizers", "uvloop"),
 )
 
 BLOCK = f"""

@@ -1,17 +1,20 @@
-"""Text to tokens and back, for both tokenisers."""
+"""Text to tokens and back, for all tokenisers."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellstream.errors import ModelFileMissing, TextNotEncodable, TokenizerInvalid
+from cellstream.errors import ExtraMissing, ModelFileMissing, TextNotEncodable, TokenizerInvalid
 from cellstream.text import (
+    BpeTokenizer,
     ByteTokenizer,
     CharacterTokenizer,
     Tokenizer,
@@ -20,9 +23,12 @@ from cellstream.text import (
 )
 
 ALPHABET = "aé€😀\n \u0301\x00"
+TALE = "Es war einmal, vor langer Zeit: ein König 😀 und sein 👩‍👧 Kind. " * 20
+BPE = BpeTokenizer.of(TALE + ALPHABET, vocabulary_size=300)
 TOKENIZERS = [
     pytest.param(ByteTokenizer(), id="bytes"),
     pytest.param(CharacterTokenizer.of(ALPHABET), id="characters"),
+    pytest.param(BPE, id="bpe"),
 ]
 texts = st.text(alphabet=st.sampled_from(ALPHABET), max_size=20)
 
@@ -43,12 +49,95 @@ def test_any_cut_decodes_to_the_text_and_never_within_a_character(
         at += step
         assert text.startswith(printed)
     assert printed + decoder.finish() == text
+    assert len(ids) * tokenizer.token_characters_max >= len(text)
 
 
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_bytes_take_all_text(text: str) -> None:
     """The shipped models refuse no text, and their tokens are those of UTF-8."""
     assert bytes(ByteTokenizer().encode(text)) == text.encode()
+
+
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_bpe_takes_all_text_and_agrees_with_its_library(text: str) -> None:
+    """Characters that its text never had are there by their bytes; the library decodes the same."""
+    ids = BPE.encode(text)
+    decoder = BPE.decoder()
+    assert decoder.feed(ids) + decoder.finish() == text
+    assert tokenizers.Tokenizer.from_str(BPE.to_json()).decode(ids) == text
+
+
+def test_an_emoji_in_several_tokens_comes_out_whole() -> None:
+    """Its bytes arrive one by one; a client must never see half of it."""
+    ids = BPE.encode("\U0001f98a")  # a fox, which the text had not
+    assert len(ids) > 1
+    decoder = BPE.decoder()
+    assert [decoder.feed([token_id]) for token_id in ids] == [""] * (len(ids) - 1) + ["\U0001f98a"]
+    assert decoder.finish() == ""
+    decoder.feed(ids[:-1])
+    assert decoder.finish() == "\ufffd"
+
+
+def test_merges_are_the_commonest_pairs() -> None:
+    """By hand: of `abab abab abab` the pair a b is merged first, then ab ab; bytes keep their ids apart."""
+    tokenizer = BpeTokenizer.of("abab abab abab", vocabulary_size=258)
+    assert tokenizer.vocabulary_size == 258
+    assert [tokenizer.token_label(token_id) for token_id in tokenizer.encode("ababab")] == ["abab", "ab"]
+
+
+def test_a_text_without_more_pairs_makes_a_smaller_vocabulary() -> None:
+    """A merge of what comes once would learn the text by heart."""
+    assert BpeTokenizer.of("abcdefg", vocabulary_size=300).vocabulary_size == 256
+
+
+def test_a_long_ruler_makes_no_token_of_its_own() -> None:
+    """The longest token bounds how much text a server looks at before it refuses it."""
+    tokenizer = BpeTokenizer.of(("-" * 1000 + "\n") * 20, vocabulary_size=300)
+    assert tokenizer.token_characters_max <= 32
+
+
+def test_the_same_text_makes_the_same_vocabulary() -> None:
+    """A run goes on only with the tokens that it began with."""
+    assert BpeTokenizer.of(TALE, 300) == BpeTokenizer.of(TALE, 300) != BpeTokenizer.of(TALE, 299)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "expected no normalizer"),
+        ({"truncation": {"max_length": 9}}, "expected no truncation"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "expected byte-level BPE"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "expected byte-level BPE"),
+        ({"added_tokens": [{"id": 0, "content": "<s>"}]}, "expected byte-level BPE"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "255 have none"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 7}, "merges": []}}, "without a gap"),
+        ({"model": {"type": "BPE", "vocab": {"日": 0}, "merges": []}}, "byte-level BPE, found one with '日'"),
+        ({"model": {"type": "BPE", "vocab": 7}}, "tokenizer.json"),
+    ],
+)
+def test_a_bpe_that_would_not_give_text_back_is_refused(change: dict[str, object], message: str) -> None:
+    """Other people's files are welcome if they lose nothing; else the server says why not."""
+    with pytest.raises(TokenizerInvalid, match=message):
+        tokenizer_from_json(json.dumps(json.loads(BPE.to_json()) | change))
+
+
+def test_without_the_library_the_message_says_what_to_install(tmp_path: Path) -> None:
+    """Bytes need it not; BPE says which pip install."""
+    (tmp_path / "tokenizer.json").write_text(BPE.to_json(), encoding="utf-8")
+    code = f"""
+import sys
+sys.modules["tokenizers"] = None  # as Python marks what is not there
+from pathlib import Path
+from cellstream.errors import ExtraMissing
+from cellstream.text import ByteTokenizer, load_tokenizer
+assert ByteTokenizer().encode("a") == [97]
+try:
+    load_tokenizer(Path({str(tmp_path / "tokenizer.json")!r}))
+except {ExtraMissing.__name__} as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "pip install 'cellstream[serve]' to serve" in done.stdout
 
 
 @given(content=st.binary(max_size=30))
@@ -87,6 +176,8 @@ def test_half_a_surrogate_pair_is_named() -> None:
     with pytest.raises(TextNotEncodable, match="Character 1 ") as caught:
         ByteTokenizer().encode("a\ud800")
     assert caught.value.values["character"] == "\\ud800"
+    with pytest.raises(TextNotEncodable, match="Character 1 "):
+        BPE.encode("a\ud800")
 
 
 @pytest.mark.parametrize("characters", ["", "abca"])
@@ -154,7 +245,8 @@ def test_a_missing_or_undecodable_file_is_named(tmp_path: Path) -> None:
 
 
 def test_text_needs_nothing_heavy() -> None:
-    """It serves: PyTorch and the ONNX packages stay out, in whatever way they might come in."""
-    code = "import sys, cellstream.text; print({'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
+    """It serves: PyTorch and the ONNX packages stay out, and `tokenizers` until a model needs it."""
+    heavy = {"torch", "onnx", "onnxruntime", "tokenizers"}
+    code = f"import sys, cellstream.text; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"

@@ -149,6 +149,9 @@ def load_text(text: str, served: Served, tokens_max: int) -> list[int]:
     """Text as the model's tokens."""
     if served.tokenizer is None:
         raise _not_tokens(served)
+    at_least = -(-len(text) // served.tokenizer.token_characters_max)
+    if at_least > tokens_max:  # a megabyte of text takes BPE half a second: not for nothing
+        raise _too_long(f"at least {at_least}", tokens_max)
     tokens = served.tokenizer.encode(text)
     if not tokens:
         raise FeedEmpty("the feed's text is empty; send at least one character.")
@@ -230,7 +233,7 @@ def _not_tokens(served: Served) -> InputKindMismatch:
     )
 
 
-def _too_long(length: int, most: int) -> FeedTooLong:
+def _too_long(length: int | str, most: int) -> FeedTooLong:
     return FeedTooLong(
         f"the feed has {length} tokens or frames; at most {most} are taken in one. Send it in parts.",
         feed_tokens_max=most,

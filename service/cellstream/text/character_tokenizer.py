@@ -41,6 +41,11 @@ class CharacterTokenizer:
         """How many characters the alphabet has."""
         return len(self._characters)
 
+    @property
+    def token_characters_max(self) -> int:
+        """1."""
+        return 1
+
     def encode(self, text: str) -> list[int]:
         """Give the ids of a text's characters.
 

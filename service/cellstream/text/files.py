@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cellstream.errors import ModelFileMissing, TokenizerInvalid
+from cellstream.text.bpe_tokenizer import BpeTokenizer
 from cellstream.text.byte_tokenizer import ByteTokenizer
 from cellstream.text.character_tokenizer import CharacterTokenizer
 from cellstream.text.tokenizer import Tokenizer
@@ -16,6 +17,7 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 
     Raises:
         TokenizerInvalid: It is not JSON, or no tokeniser that this version knows.
+        ExtraMissing: It is BPE, and the package `tokenizers` is not installed.
     """
     try:
         match json.loads(text):
@@ -23,13 +25,15 @@ def tokenizer_from_json(text: str) -> Tokenizer:
                 return ByteTokenizer()
             case {"format": 1, "kind": CharacterTokenizer.kind, "characters": str(characters)}:
                 return CharacterTokenizer(characters)
+            case {"version": str(), "model": {"type": "BPE"}}:  # the file of `tokenizers`, not one of ours
+                return BpeTokenizer(text)
             case other:
                 found = f"{other!r:.100}"
     except ValueError as error:
         found = str(error)
     raise TokenizerInvalid(
-        "tokenizer.json: expected format 1 of kind bytes, or of kind characters with its characters; "
-        f"found {found}."
+        "tokenizer.json: expected format 1 of kind bytes, or of kind characters with its characters, or "
+        f"byte-level BPE as Hugging Face's tokenizers writes it; found {found}."
     )
 
 
@@ -39,6 +43,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ModelFileMissing: The file is not there.
         TokenizerInvalid: It holds no tokeniser that this version knows.
+        ExtraMissing: It is BPE, and the package `tokenizers` is not installed.
     """
     try:
         text = path.read_text(encoding="utf-8")

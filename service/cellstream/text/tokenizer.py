@@ -34,6 +34,11 @@ class Tokenizer(Protocol):
         """How many tokens there are; ids run from 0 to one below."""
         ...
 
+    @property
+    def token_characters_max(self) -> int:
+        """No token stands for more characters: a longer text has more tokens than one over this."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Give the tokens of a text.
 
