@@ -73,6 +73,27 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_old_checkpoint_stays_until_the_new_one_is_whole_by_any_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs/...` is a relative path: what a killed save left is taken away, what is in use is not."""
+    monkeypatch.chdir(tmp_path)
+    directory = Path("runs/checkpoint")
+    save_checkpoint(directory, checkpoint(1))
+    leftover = Path("runs/.checkpoint-killed")
+    leftover.mkdir()
+
+    def look(*_: object, **__: object) -> None:
+        assert_same(load_checkpoint(directory), checkpoint(1))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", look)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(directory, checkpoint(2))
+    assert_same(load_checkpoint(directory), checkpoint(1))
+    assert not leftover.exists()
+
+
 def spoil_weight(directory: Path) -> None:
     """Give a weight another shape."""
     with np.load(directory / "weights.npz") as arrays:

@@ -94,7 +94,8 @@ def save_checkpoint(
         files["tokenizer.json"] = checkpoint.tokenizer.to_json().encode()
     directory.parent.mkdir(parents=True, exist_ok=True)
     before = directory.resolve() if directory.is_symlink() else None
-    for leftover in directory.parent.glob(f".{directory.name}-*"):  # of a save that was killed
+    # Of a save that was killed. As absolute paths, or the one that is in use would not be known again.
+    for leftover in directory.parent.resolve().glob(f".{directory.name}-*"):
         if leftover != before:
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
