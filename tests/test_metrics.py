@@ -211,7 +211,13 @@ def test_gauges_are_read_at_the_scrape(registry: CollectorRegistry, metrics: Met
         "feeds_waiting": 4,
         "queue_age_seconds": 0.25,
     }
-    info = {**version, "numerics": "exact", "numerics_digest": "abc", "manifest_digest": "def", "is_default": "true"}
+    info = {
+        **version,
+        "numerics": "exact",
+        "numerics_digest": "abc",
+        "manifest_digest": "def",
+        "is_default": "true",
+    }
     assert registry.get_sample_value("cellstream_model_info", info) == 1
     assert registry.get_sample_value("cellstream_streams") == 3
     assert registry.get_sample_value("cellstream_draining") == 1

@@ -45,7 +45,8 @@ class ModelInfo:
         features: How many features a frame has; 0 for tokens.
         states: The state that it keeps for each session.
         gates: Names of the gates it can show.
-        numerics: `exact`: a session's answers are, bit for bit, those that it would get alone; `fast`: to 1e-5.
+        numerics: `exact`: a session's answers are, bit for bit, those that it would get alone; `fast`: to
+            1e-5.
         numerics_digest: Equal on two servers: their answers are equal, bit for bit where they are `exact`.
         manifest_digest: SHA-256 of its manifest.
         metrics: What it was measured at, by name.
