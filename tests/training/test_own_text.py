@@ -135,7 +135,7 @@ def test_bpe_is_learned_from_the_training_text_alone(tmp_path: Path) -> None:
 
 
 def test_a_text_needs_no_recipe(tmp_path: Path) -> None:
-    """`cellstream train --text "My Tale (2).txt"`: the model is called after it; changes are taken as ever."""
+    """`cellstream train --text "My Tale (2).txt"`: the model is called after it; changes count too."""
     text = tmp_path / "My Tale (2).txt"
     recipe = load_recipe(None, {"model.layers": 1}, text=text)
     assert recipe.name == "my-tale-2"

@@ -17,8 +17,19 @@ SIGNALLED = 128
 
 def command(
     recipe: Annotated[
-        Path, typer.Argument(help="The TOML file that says what to train on what.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            help="The TOML file that says what to train on what; --text needs none.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A UTF-8 file, or a folder of them, in place of what the recipe reads.",
+            metavar="FILE|FOLDER",
+            show_default=False,
+        ),
+    ] = None,
     runs: Annotated[
         Path, typer.Option(help="Where the run's folder goes: its checkpoint, log, card and report.")
     ] = Path("runs"),
@@ -40,6 +51,9 @@ def command(
 ) -> None:
     """Train a model as a recipe says: progress while it runs, then its numbers on text held out.
 
+    --text takes your own text instead of the recipe's, and a small LSTM for ten minutes where there is no
+    recipe.
+
     Ctrl-C or SIGTERM stops it after the update that runs, and saves it: --resume goes on. After a kill at any
     other moment too, with what was learned since the last save (a minute at most) learned again. The best
     checkpoint until then is whole. `cellstream export` makes of it what can be served.
@@ -48,6 +62,8 @@ def command(
     """
     from cellstream.training import Stopped, train
 
+    if recipe is None and text is None:
+        raise typer.BadParameter("give a recipe, or a text by --text, or both", param_hint="RECIPE")
     if resume and restart:
         raise typer.BadParameter(
             "goes on, where --restart throws away: give one of them", param_hint="--resume"
@@ -56,6 +72,7 @@ def command(
     try:
         checkpoint = train(
             recipe,
+            text=text,
             runs_directory=runs,
             console=console(stderr=as_json),
             overrides=dict(_read_change(text) for text in change or ()),

@@ -28,8 +28,9 @@ from cellstream.training.saves import Saves
 
 
 def train(
-    recipe_path: Path,
+    recipe_path: Path | None,
     *,
+    text: Path | None = None,
     runs_directory: Path = Path("runs"),
     console: Console | None = None,
     overrides: Mapping[str, object] | None = None,
@@ -42,7 +43,8 @@ def train(
     Ctrl-C and SIGTERM are met between two updates, and the run is saved first.
 
     Args:
-        recipe_path: The TOML file.
+        recipe_path: The TOML file; None: the default one, for `text`.
+        text: A UTF-8 file, or a folder of them, in place of what the recipe reads.
         runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`; saves, log and
             TensorBoard's files lie beside it.
         console: Where progress is shown; None: standard output.
@@ -61,11 +63,13 @@ def train(
         KeyboardInterrupt: The user stopped it (`Stopped`: by a signal); the console says what is kept.
     """
     console = console or Console()
-    recipe = load_recipe(recipe_path, overrides)
+    recipe = load_recipe(recipe_path, overrides, text=text)
     directory = runs_directory / recipe.name
     interrupts = Interrupts()
     with claimed(directory), interrupts.handled():
         splits = load_splits(recipe.data, runs_directory)
+        for sentence in splits.notes:
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
         check_texts(recipe, splits)
         run = _begin(recipe, splits, directory, console=console, resume=resume, restart=restart, clock=clock)
         if run.progress.is_finished:
