@@ -73,6 +73,26 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_an_interrupt_after_the_rename_leaves_the_new_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes at any moment: what the link names by then must not be taken away."""
+    save_checkpoint(tmp_path / "checkpoint", checkpoint(1))
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> None:
+        replace(self, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "checkpoint", checkpoint(2))
+    assert_same(load_checkpoint(tmp_path / "checkpoint"), checkpoint(2))
+    save_checkpoint(tmp_path / "checkpoint", checkpoint(3))  # which also takes the first away
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_old_checkpoint_stays_until_the_new_one_is_whole_by_any_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,7 +114,8 @@ def save_checkpoint(
         _sync(directory.parent)
     except BaseException:
         link.unlink(missing_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
+        if directory.resolve() != new.resolve():  # else it came too late: the new one is in use
+            shutil.rmtree(new, ignore_errors=True)
         raise
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
