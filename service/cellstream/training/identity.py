@@ -22,11 +22,20 @@ def identity(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     return named
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Say what changed: `training.window was 64, is 32`."""
+def differences(before: dict[str, Any], recipe: Recipe, splits: Splits) -> list[str]:
+    """Say what changed: `training.window was 64, is 32`.
+
+    Args:
+        before: An identity; that of an older version lacks keys that came since, as if at their defaults.
+        recipe: What there is now.
+        splits: The texts now.
+    """
+    now = identity(recipe, splits)
+    chosen = _flat(recipe.model_dump(mode="json", exclude_defaults=True))
+    new = _flat(recipe.model_dump(mode="json")).keys() - before.keys() - chosen.keys()
     return [
         f"{key} was {_shown(before, key)}, is {_shown(now, key)}"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - new)
         if before.get(key) != now.get(key)
     ]
 

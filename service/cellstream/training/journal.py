@@ -5,7 +5,6 @@ Both are written anew from the history when a run goes on, so each measurement i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from types import TracebackType
@@ -56,5 +55,11 @@ class Journal:
 
 
 def _line(evaluation: Evaluation) -> str:
-    values = dataclasses.asdict(evaluation)
-    return json.dumps({"tokens_seen": values.pop("tokens"), **values}) + "\n"
+    values = {
+        "tokens_seen": evaluation.tokens,
+        "seconds": evaluation.seconds,
+        "validation_bits_per_character": evaluation.bits,
+        "training_bits_per_character": evaluation.training_bits,
+        "sample": evaluation.sample,
+    }
+    return json.dumps(values, ensure_ascii=False) + "\n"

@@ -99,8 +99,8 @@ def _begin(
     clock: Callable[[], float],
 ) -> Run:
     """Make the run, at its beginning or where it was saved."""
-    named, saves = identity(recipe, splits), Saves(directory / "saves")
-    saved = _saved(saves, named, console, resume=resume) if saves and not restart else None
+    saves = Saves(directory / "saves")
+    saved = _saved(saves, recipe, splits, console, resume=resume) if saves and not restart else None
     if resume and saved is None:
         console.print(
             f"There is no run to go on with in {directory}: beginning one.", highlight=False, soft_wrap=True
@@ -125,7 +125,9 @@ def _begin(
             pace = choose_pace(model, recipe.training, first, device)
         else:
             pace = Pace(**saved["pace"])  # another one would round otherwise
-        run = Run(recipe, splits, directory, model=model, pace=pace, identity=named, clock=clock)
+        run = Run(
+            recipe, splits, directory, model=model, pace=pace, identity=identity(recipe, splits), clock=clock
+        )
     if saved is None:
         saves.clear()
     else:
@@ -133,7 +135,9 @@ def _begin(
     return run
 
 
-def _saved(saves: Saves, named: dict[str, Any], console: Console, *, resume: bool) -> dict[str, Any] | None:
+def _saved(
+    saves: Saves, recipe: Recipe, splits: Splits, console: Console, *, resume: bool
+) -> dict[str, Any] | None:
     """Read the save of the run that is there; None: there is nothing that a new run would destroy."""
     try:
         saved, damages = saves.read()
@@ -148,7 +152,7 @@ def _saved(saves: Saves, named: dict[str, Any], console: Console, *, resume: boo
             f"{saves.directory.parent} holds an unfinished run ({stands}). --resume goes on with it; "
             "--restart throws it away and begins anew."
         )
-    if changed := differences(saved["identity"], named):
+    if changed := differences(saved["identity"], recipe, splits):
         raise TrainingFailed(
             f"{saves.directory.parent} holds a run of something else: {'; '.join(changed)}. Put that back to "
             "go on with it; train under another name (--set name=...); or throw it away with --restart."

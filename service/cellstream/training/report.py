@@ -40,9 +40,9 @@ def draw_report(history: History, metrics: dict[str, float], title: str) -> byte
     Returns:
         A PNG.
     """
-    figure = Figure(figsize=(12, 11.5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 10.5), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize="x-large")
-    curves, drives, texts = figure.subfigures(3, 1, height_ratios=(4, 2.6, 3.2))
+    curves, drives, texts = figure.subfigures(3, 1, height_ratios=(4, 2.6, 2.5))
     by_tokens, by_minutes = curves.subplots(1, 2)
     _draw_bits(by_tokens, history, metrics, _millions, "tokens seen, millions")
     _draw_bits(by_minutes, history, metrics, _minutes, "minutes")

@@ -37,6 +37,9 @@ VALIDATION_ROWS = 16
 MEASURED_STEPS_MIN = 512
 """Fewest tokens of such a part: what each loses by an empty state at its beginning must stay small."""
 
+PROMPT_TOKENS = 200
+"""Of the validation text, that samples go on from: whoever writes must know where it is."""
+
 POINTS = 200
 """Points of the training curve in the report."""
 
@@ -270,7 +273,7 @@ class Run:
                 f"The validation text surprises the model by {bits} bits: its weights are lost."
             )
         training_bits = self.history.training[-1].bits
-        sample = write_sample(model, self._splits.tokenizer, first=int(validation.ids[0]))
+        sample = write_sample(model, self._splits.tokenizer, validation.ids[:PROMPT_TOKENS])
         journal.add_evaluation(Evaluation(progress.tokens, seconds, time.time(), bits, training_bits, sample))
         since = {"tokens_seen": float(progress.tokens), "seconds": seconds}
         best = self.best

@@ -77,8 +77,11 @@ class Saves:
             partial.unlink(missing_ok=True)
             raise
         sync_directory(self.directory)
-        for old in self._paths()[KEPT:]:
-            old.unlink()
+        # Where there are later ones they were damaged, or the run would not stand here.
+        paths = self._paths()
+        later = [path for path in paths if path.stem > partial.stem]
+        for path in (*later, *paths[len(later) + KEPT :]):
+            path.unlink()
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """Give the newest save that is whole.
