@@ -201,6 +201,20 @@ def test_a_budget_below_one_window_learns_one(recipe_path: Path, console: Consol
     assert load_checkpoint(directory).record.metrics["tokens_seen"] == 8 * 16
 
 
+def test_minutes_that_are_spent_before_the_first_update_learn_one_window(
+    recipe_path: Path, console: Console, ticking_clock: Callable[[float], Clock]
+) -> None:
+    """The first save can take longer than a budget that only tries whether all is well."""
+    directory = train(
+        recipe_path,
+        runs_directory=recipe_path.parent / "runs",
+        console=console,
+        overrides={"training.minutes": 0.01},
+        clock=ticking_clock(1.0),
+    )
+    assert load_checkpoint(directory).record.metrics["tokens_seen"] == 8 * 16
+
+
 @pytest.fixture
 def display(console: Console, ticking_clock: Callable[[float], Clock]) -> Iterator[Display]:
     """One whose clock moves four seconds a look."""

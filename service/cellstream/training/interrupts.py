@@ -52,12 +52,18 @@ class Interrupts:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Within it the first signal only becomes a wish."""
+        """Within it the first signal only becomes a wish; one that nobody has met is met at its end.
+
+        Raises:
+            Stopped: There is such a wish.
+        """
         self._holding = True
         try:
             yield
         finally:
             self._holding = False
+        if self.wish is not None:
+            raise self.wish
 
     @property
     def wish(self) -> Stopped | None:

@@ -131,7 +131,8 @@ class Run:
             # The order of reading follows from the seed: the place in it is the number of windows read.
             for window in islice(read, progress.updates, None):
                 seconds = self._clock() - self._begun
-                spent = self._budget.spent(progress.tokens, seconds)
+                # However long the preparations took, one window is learned from.
+                spent = self._budget.spent(progress.tokens, seconds) if progress.updates else 0.0
                 if spent * training.evaluations >= progress.evaluated + 1:
                     progress.evaluated = int(spent * training.evaluations)
                     display.say(self._evaluate(journal, seconds))
