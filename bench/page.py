@@ -72,6 +72,19 @@ def _latencies(results: Path) -> str:
     return "\n".join(lines)
 
 
+def _short(results: Path) -> str:
+    """The rows that fall short."""
+    rows = _read(results, "rows")["rows"]
+    missed = [f"{row['what']} ({_figure(row)})" for row in rows.values() if report.short(row)]
+    return f"In this run: {'; '.join(missed)}." if missed else "In this run: none."
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    if "values" in row:
+        return f"{row['median']:,.0f} {row['unit']} of {row['goal']:,} {row['unit']}"
+    return f"{row['median']:.2f} of {row['goal']:.2f}"
+
+
 def _profile(results: Path) -> str:
     loads: Mapping[str, Mapping[str, Any]] = _read(results, "profile")["profile"]
     lines = ["| CPU µs a token | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
@@ -89,4 +102,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "rows": _rows,
     "latencies": _latencies,
     "profile": _profile,
+    "short": _short,
 }
