@@ -55,6 +55,30 @@ def test_a_recipe_becomes_a_model(run: Run, recipe: str, tmp_path: Path) -> None
     assert {"What it was measured at", "What its export proved"} <= set(lines)
 
 
+def test_a_text_is_enough(run: Run, recipe: str, tmp_path: Path) -> None:
+    """No recipe has to be written; what was left out is told, and a text that is none ends it at once."""
+    (tmp_path / "tales").mkdir()
+    (tmp_path / "tale.txt").rename(tmp_path / "tales" / "one.txt")
+    (tmp_path / "tales" / "picture.png").write_bytes(b"\x89PNG\x00")
+    small = ("model.hidden_size=8", "training.tokens=3000", "training.threads=1", "training.evaluations=1")
+    changes = [word for change in small for word in ("--set", change)]
+    trained = run("train", "--text", "tales", *changes)
+    assert trained.code == 0, trained.err
+    assert "Left out, because they are not UTF-8 text: picture.png." in trained.out
+    assert trained.err.endswith("Next: cellstream export runs/tales/checkpoint\n")
+
+    refused = run("train", recipe, "--text", "tales/picture.png")
+    assert (refused.code, refused.out) == (1, "")
+    assert "byte 4 is NUL" in " ".join(refused.err.split())
+
+
+def test_nothing_to_train_on_is_wrong_use(run: Run) -> None:
+    """Code 2, and both ways to go on."""
+    refused = run("train")
+    assert refused.code == 2
+    assert "give a recipe, or a text by --text" in " ".join(refused.err.replace("│", "").split())
+
+
 def test_a_wrong_recipe_says_what_was_expected(run: Run, recipe: str) -> None:
     """Before anything is trained, and with code 1: the usage was right, the file was not."""
     refused = run("train", recipe, "--set", "model.layers=0")

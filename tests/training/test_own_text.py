@@ -47,7 +47,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert [part[:7].strip() for part in joined.split("\n\n")] == ["a/y.csv", "a/z.txt", "b.md b.", "c c c c"]
     assert own.notes[0] == "Left out, because they are not UTF-8 text: latin1.txt, picture.png."
     assert own.notes[1].startswith("The end of the text is held out")
-    assert own.source == f"the trainer's own texts, 4 files in {tmp_path.name}"
+    assert own.source == f"The trainer's own texts, 4 files in {tmp_path.name}"
 
 
 def test_of_many_files_whole_ones_are_held_out(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _of_file(path: Path) -> OwnText:
         text = _decode(_read(path, TEXT_BYTES_MAX))
     except _NotText as error:
         raise TrainingFailed(f"The text {path} cannot be read: {error}.") from None
-    return _tail_held_out(path, text, f"the trainer's own text, {path.name}")
+    return _tail_held_out(path, text, f"The trainer's own text, {path.name}")
 
 
 def _of_folder(path: Path) -> OwnText:
@@ -91,7 +91,7 @@ def _of_folder(path: Path) -> OwnText:
     notes = () if not skipped else (f"Left out, because they are not UTF-8 text: {_named(skipped)}.",)
     if not texts:
         raise TrainingFailed(f"The folder {path} holds no text. {' '.join(notes)}".rstrip())
-    source = f"the trainer's own texts, {len(texts):,} files in {path.resolve().name}"
+    source = f"The trainer's own texts, {len(texts):,} files in {path.resolve().name}"
     apart = _whole_files(texts)
     if apart is None:
         parts = _tail_held_out(path, _join(texts.values()), source)

@@ -18,6 +18,7 @@ from cellstream.training.pace import Pace
 from cellstream.training.recipe import Recipe
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the recurrence, AdamW for the rest"}
+_UNITS = {"bytes": "byte of UTF-8", "characters": "character", "bpe": "BPE token"}
 _NAMES = {"rnn": "A vanilla recurrent network", "lstm": "An LSTM", "gru": "A GRU"}
 
 _FONT = get_font(findfont("DejaVu Sans Mono"))  # it comes with matplotlib
@@ -154,7 +155,7 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
         for piece in splits.heldout
     )
     characters = sum(len(piece.text) for piece in splits.heldout)
-    unit = "byte of UTF-8" if recipe.data.tokenizer == "bytes" else "character"
+    unit = _UNITS[recipe.data.tokenizer]
     readings = metrics["tokens_seen"] / len(splits.training.ids)
     network = f"""
         {_NAMES[config.cell]} that predicts the next {unit}: {config.layers} layers of {config.hidden_size}
