@@ -58,6 +58,14 @@ bench: $(VENV)/.dev ## Measure every row, and how cost grows: under ten minutes;
 
 # ---------------------------------------------------------------- what keeps it right
 
+.PHONY: figures
+figures: $(VENV)/.dev ## Make the guide's figures and numbers anew from the shipped models
+	$(BIN)/python -m docs.figures
+
+.PHONY: docs
+docs: $(VENV)/.dev ## Build the documentation into site/; broken links and anchors fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .PHONY: check
 check: $(VENV)/.dev ## Lint, format, types, layers, protos, freshness of generated code
 	$(BIN)/ruff check .

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-
-from cellstream.training import fetch_corpus
 from docs.figures import drawing, tables
 from docs.figures.cells import Finding, Play, find, read_play
 from docs.figures.forgetting import divergences
 from docs.figures.measures import Numbers, surprise_bits
-from docs.figures.reading import GUIDE, ROOT, SENTENCE, Reader, Trace, as_tokens, load_reader
+from docs.figures.reading import GUIDE, ROOT, SENTENCE, Trace, as_tokens, load_reader
+
+from cellstream.training import fetch_corpus
 
 SEARCHED, CONFIRMING = "tempest", "julius_caesar"
 
@@ -23,6 +23,9 @@ SHOWN = {
     "speech": "characters in the speech so far",
 }
 """The features whose cells colour a text."""
+
+COLOURED_FROM = "ANTONY.\nFor Brutus' sake"
+"""Where in the passage the coloured text begins: with a stage direction to come."""
 
 
 def main() -> None:
@@ -45,7 +48,7 @@ def main() -> None:
     values |= write_memory(confirming, curves)
     values |= {"searched_bits": f"{searched.bits:.2f}", "confirming_bits": f"{confirming.bits:.2f}"}
     tables.write_values(values)
-    print(f"Written to {GUIDE.relative_to(ROOT)} in {time.perf_counter() - started:.0f} s.")  # noqa: T201
+    print(f"Written to {GUIDE.relative_to(ROOT)} in {time.perf_counter() - started:.0f} s.")
 
 
 def cut(trace: Trace, begin: int, end: int) -> Trace:
@@ -72,16 +75,18 @@ def write_sentence(passage: Trace, by_rnn: Trace, found: Sequence[Finding], play
     drawing.save(drawing.draw_surprise(trace), "surprise")
     drawing.save(drawing.draw_gates(trace), "gates")
     drawing.save(drawing.draw_one_cell(trace, layer, unit), "one-cell")
-    for state, name in (("cell", "cell-state"), ("hidden", "hidden-state")):
-        layers = list(np.moveaxis(trace.states[state], 1, 0))
-        drawing.save(drawing.draw_heat(trace.text, layers, names, order), name)
+    # A few cells hold hundreds, most hold less than ten: tanh(C) is what an open output gate would show.
+    pictures = {"cell-state": np.tanh(trace.states["cell"]), "hidden-state": trace.states["hidden"]}
+    for name, state in pictures.items():
+        drawing.save(drawing.draw_heat(trace.text, list(np.moveaxis(state, 1, 0)), names, order), name)
     restless = np.abs(np.diff(top, axis=0)).mean(0).argsort()[::-1]
     drawing.save(drawing.draw_heat(trace.text, [top], ["vanilla RNN, h"], [restless]), "rnn-state")
     tables.write("predictions.md", tables.predictions(trace))
     tables.write("one-cell.md", tables.one_cell(trace, layer, unit))
     worst = int(bits.argmax())
     return {
-        **tables.one_sum(trace, layer, unit, SENTENCE.index("m")),
+        **tables.one_sum("letter", trace, layer, unit, SENTENCE.index("lend")),
+        **tables.one_sum("line_end", trace, layer, unit, len(SENTENCE) - 1),
         "passage_before": f"{begin:,}",
         "sentence_characters": str(len(SENTENCE)),
         "sentence_bits": f"{bits.mean():.2f}",
@@ -113,10 +118,11 @@ def write_findings(found: Sequence[Finding], passage: Trace) -> dict[str, str]:
         "features": str(len(found)),
         "features_held": str(sum(one.means_something for one in found)),
     }
+    shown = passage.text[(begin := passage.text.index(COLOURED_FROM)) :]
     for name, feature in SHOWN.items():
         one = by_feature(found, feature)
-        cells = passage.states["cell"][:, one.layer - 1, one.unit]
-        tables.write(f"coloured-{name}.html", tables.coloured(passage.text, cells))
+        cells = passage.states["cell"][begin:, one.layer - 1, one.unit]
+        tables.write(f"coloured-{name}.html", tables.coloured(shown, cells))
         values[f"{name}_layer"], values[f"{name}_unit"] = str(one.layer), str(one.unit)
         values[f"{name}_goes"] = "up" if one.sign > 0 else "down"
         values[f"{name}_confirmed"] = f"{one.confirmed:.2f}"

@@ -1,9 +1,9 @@
 """Looks for cells that mean something: every cell against every feature, with three controls.
 
 A search through hundreds of cells always finds something. So what is found in one play must hold in another
-(*confirmed*); it must beat the best that the same search finds when the feature is moved along the text, so that
-it fits nothing (*chance*); and a cell that knows no more than the character just read remembers nothing (*last
-character alone*). Two of the plays were held out of training: one to search, one to confirm.
+(*confirmed*); it must beat the best that the same search finds when the feature is moved along the text, so
+that it fits nothing (*chance*); and a cell that knows no more than the character just read remembers nothing
+(*last character alone*). Two of the plays were held out of training: one to search, one to confirm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from docs.figures.features import COUNTS, FACTS
 from docs.figures.measures import (
     SATURATED,
@@ -37,7 +36,7 @@ EVERY = 3
 GATES = ("forget", "input", "output")
 
 Score = Callable[[Numbers, Numbers], Numbers]
-"""From features [features, time] and cells [time, cells] to signed scores [features, cells], 0 for nothing."""
+"""From features [features, time] and cells [time, cells] to signed scores [features, cells]; nothing is 0."""
 
 
 @dataclass(frozen=True)

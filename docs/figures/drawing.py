@@ -1,32 +1,32 @@
 """The pictures: SVG, the same file for the same numbers, one meaning a colour.
 
-Backgrounds are transparent and ink is dark: the site's style sheet turns lightness round in dark mode. Colours are
-Okabe and Ito's, and the diverging map runs from blue over white to orange: told apart by the colour-blind too.
+Backgrounds are transparent and ink is dark: the site's style sheet turns lightness round in dark mode.
+Colours are Okabe and Ito's, and the diverging map runs from blue over white to orange: told apart by the
+colour-blind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from docs.figures.cells import GATES, Finding, Play
+from docs.figures.measures import Numbers, surprise_bits
+from docs.figures.reading import GUIDE, Trace, as_tokens
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from docs.figures.cells import GATES, Finding, Play
-from docs.figures.measures import Numbers, surprise_bits
-from docs.figures.reading import GUIDE, Trace, as_tokens
-
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 DIVERGING = LinearSegmentedColormap.from_list("blue-orange", [BLUE, "#ffffff", ORANGE])
-RISING = LinearSegmentedColormap.from_list("white-blue", ["#ffffff", BLUE])
 SYMBOLS = {"forget": "f", "input": "i", "candidate": "C̃", "output": "o"}
 
 BITS_MIN = 1e-5
 """Below this, divergences are float32's rounding."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "guide",
     "font.size": 10,
     "axes.spines.top": False,
@@ -117,14 +117,25 @@ def draw_heat(text: str, layers: Sequence[Numbers], names: Sequence[str], order:
 
 
 def draw_gates(trace: Trace) -> Figure:
-    """What the gates of each layer did at each character, as means over its cells."""
+    """What the gates of each layer did at each character: means over its cells, against the usual."""
     layers = trace.gates["forget"].shape[1]
+    means = np.stack([np.abs(trace.gates[gate]).mean(-1) for gate in SYMBOLS])  # [gates, time, layers]
+    usual = means.mean(1, keepdims=True)
+    limit = float(np.quantile(np.abs(means - usual), 0.98))
     figure = new(10, 1.45 * layers + 0.5)
     panels = figure.subplots(layers, 1, squeeze=False)[:, 0]
     for layer, axes in enumerate(panels):
-        means = np.stack([np.abs(trace.gates[gate][:, layer]).mean(-1) for gate in SYMBOLS])
-        image = axes.imshow(means, aspect="auto", cmap=RISING, vmin=0, vmax=1, interpolation="none")
-        axes.set_yticks(np.arange(4), ["f", "i", "|C̃|", "o"])
+        image = axes.imshow(
+            (means - usual)[:, :, layer],
+            aspect="auto",
+            cmap=DIVERGING,
+            vmin=-limit,
+            vmax=limit,
+            interpolation="none",
+        )
+        names = ("f", "i", "|C̃|", "o")
+        labels = [f"{name}   {mean:.2f}" for name, mean in zip(names, usual[:, 0, layer], strict=True)]
+        axes.set_yticks(np.arange(4), labels)
         axes.tick_params(axis="y", length=0)
         axes.set_ylabel(f"layer {layer + 1}")
         axes.spines[:].set_visible(False)
@@ -190,19 +201,18 @@ def draw_found(findings: Sequence[Finding]) -> Figure:
 
 def draw_saturation(play: Play) -> Figure:
     """A dot a cell: how often its gate was nearly shut, and how often nearly open."""
-    figure = new(10, 3.5)
+    figure = new(10, 3.8)
     panels = figure.subplots(1, 3, sharey=True)
     for axes, gate in zip(panels, GATES, strict=True):
         for layer in range(play.left[gate].shape[0]):
             colour, mark = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (GREY, "D"))[layer % 4]
-            axes.scatter(play.left[gate][layer], play.right[gate][layer], s=11, alpha=0.55, color=colour,
+            axes.scatter(play.left[gate][layer], play.right[gate][layer], s=14, alpha=0.55, color=colour,
                          marker=mark, linewidths=0, label=f"layer {layer + 1}", rasterized=True)  # fmt: skip
         axes.plot([0, 1], [1, 0], color=GREY, linewidth=0.8, linestyle=":")
         axes.set(title=f"{gate} gate", xlabel="share of moments below 0.1", xlim=(-0.03, 1.03))
         axes.set_ylim(-0.03, 1.03)
-        axes.set_aspect("equal")
     panels[0].set_ylabel("share of moments above 0.9")
-    panels[-1].legend(frameon=False, loc="upper right")
+    panels[-1].legend(frameon=False, loc="upper right", markerscale=2)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""What can be true of a place in a play: counts and facts that a reader knows there, from the text alone.
+"""What can be true of a place in a play: counts and facts, from the text alone.
 
-Each holds *after* the character at the place was read, and looks back only, but one: `left_in_line`, which no
-reader can know, and a good one guesses.
+Each holds *after* the character at the place was read. Most look back only; `left_in_line` and facts about
+a whole match (a name, the first word, a question) also look ahead: what no reader knows, a good one guesses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Truth = NDArray[np.bool_]
 
 
 def since(text: str, marks: str) -> Count:
-    """Characters since the last of these marks; 0 at the mark itself, and counted from the text's beginning."""
+    """Characters since the last of these marks, or since the beginning; 0 at the mark itself."""
     at_mark = np.isin(list(text), list(marks))
     places = np.arange(len(text))
     last = np.maximum.accumulate(np.where(at_mark, places, -1))

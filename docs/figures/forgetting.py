@@ -1,13 +1,12 @@
 """How long the past stays in a prediction: two readers with different pasts, then the same characters.
 
-One reads on where it was in the play; the other comes from elsewhere in it. From then on both read the same. As
-long as their predictions differ, the network still holds what came before.
+One reads on where it was in the play; the other comes from elsewhere in it. From then on both read the same.
+As long as their predictions differ, the network still holds what came before.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
 from docs.figures.measures import Numbers, divergence_bits
 from docs.figures.reading import Reader, as_tokens
 

@@ -1,4 +1,4 @@
-"""For mkdocs: puts the generated values where a page of the guide has `{{ name }}`, and fails where there is none.
+"""For mkdocs: puts generated values where a page of the guide has `{{ name }}`; fails where there is none.
 
 It is loaded by its path, so it imports nothing of ours.
 """

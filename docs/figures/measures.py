@@ -9,7 +9,7 @@ Numbers = NDArray[np.floating]
 Truths = NDArray[np.bool_]
 
 SATURATED = 0.1
-"""A gate below this is left-saturated, above 1 minus this right-saturated (Karpathy, Johnson, Fei-Fei 2015)."""
+"""A gate below is left-saturated, above 1 minus this right-saturated (Karpathy, Johnson, Fei-Fei 2015)."""
 
 
 def surprise_bits(log_probabilities: Numbers, tokens: NDArray[np.int64]) -> Numbers:
@@ -40,7 +40,7 @@ def half_life(forget_log_mean: Numbers) -> Numbers:
     """Steps after which half of what a cell held is left, if it forgets as it does on average.
 
     Args:
-        forget_log_mean: Mean of ln f over time. A cell multiplies its content by f at every step, so that ln f
+        forget_log_mean: Mean of ln f over time. A cell multiplies its content by f at every step, so ln f
             adds up, and its mean tells what becomes of the content.
     """
     return np.asarray(np.log(0.5) / np.minimum(forget_log_mean, -1e-9))
@@ -60,7 +60,7 @@ def correlations(features: Numbers, cells: Numbers) -> Numbers:
     centred = features - features.mean(1, keepdims=True)
     products = centred @ cells / cells.shape[0]
     scale = np.outer(spread_features, spread_cells)
-    return np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
+    return np.asarray(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0))
 
 
 def ranks(cells: Numbers) -> Numbers:
@@ -95,7 +95,7 @@ def areas(features: Truths, cell_ranks: Numbers) -> Numbers:
     others = features.shape[1] - count
     above = features.astype(np.float32) @ cell_ranks - count * (count - 1) / 2
     pairs = count * others
-    return np.divide(above, pairs, out=np.full(above.shape, 0.5), where=pairs > 0)
+    return np.asarray(np.divide(above, pairs, out=np.full(above.shape, 0.5), where=pairs > 0))
 
 
 def by_character(tokens: NDArray[np.int64], feature: Numbers, others: NDArray[np.int64]) -> Numbers:

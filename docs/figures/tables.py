@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-
 from docs.figures.cells import GATES, Finding, Play
 from docs.figures.drawing import of_cell
 from docs.figures.measures import Numbers, surprise_bits
@@ -62,15 +61,14 @@ def one_cell(trace: Trace, layer: int, unit: int) -> str:
     return table(("read", *numbers), rows)
 
 
-def one_sum(trace: Trace, layer: int, unit: int, place: int) -> dict[str, str]:
-    """One step of one cell, written out, as values for a sentence."""
+def one_sum(prefix: str, trace: Trace, layer: int, unit: int, place: int) -> dict[str, str]:
+    """One step of one cell, written out, as values whose names begin with a prefix."""
     numbers = {name: float(values[place]) for name, values in of_cell(trace, layer, unit).items()}
     before = float(trace.states["cell"][place - 1, layer, unit])
     f, i, candidate, o, c, h = numbers.values()
     return {
-        "sum_character": code(trace.text[place]),
-        "sum_cell": f"{f:.3f} × {_signed(before)} + {i:.3f} × {_signed(candidate)} = {c:.3f}",
-        "sum_hidden": f"{o:.3f} × tanh({c:.3f}) = {h:.3f}",
+        f"{prefix}_cell": f"{f:.3f} × {_signed(before)} + {i:.3f} × {_signed(candidate)} = {c:.3f}",
+        f"{prefix}_hidden": f"{o:.3f} × tanh({c:.3f}) = {h:.3f}",
     }
 
 
@@ -175,7 +173,7 @@ def coloured(text: str, cells: Numbers) -> str:
 
 def about(reader: Reader, other: Reader) -> dict[str, str]:
     """Who the models are, as values; their digests tell whether the guide is of the shipped models."""
-    values = {}
+    values: dict[str, str] = {}
     for prefix, one in (("lstm", reader), ("rnn", other)):
         manifest = one.version.manifest
         values |= {
