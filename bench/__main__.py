@@ -59,12 +59,12 @@ def _rows(bench: Bench, only: Sequence[str], file: Path) -> None:
 
 
 def _keep(file: Path, about: dict[str, Any], name: str, found: dict[str, Any]) -> None:
-    """Writes the results, and draws them."""
+    """Writes the results, and draws them beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"about": about, name: found}, indent=1) + "\n", encoding="utf-8")
-    draw = {"rows": plots.draw_rows, "sweep": plots.draw_sweep, "profile": plots.draw_profile}[name]
-    draw(found, file.with_suffix(".png"))
-    print(f"{file}, {file.with_suffix('.png').name}")
+    if file.parent != page.RESULTS:  # what is published is drawn into the docs
+        plots.DRAW[name](found, file.with_suffix(".png"))
+    print(f"kept in {file}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,11 +28,7 @@ def write(results: Path = RESULTS) -> None:
     FIGURES.mkdir(exist_ok=True)
     for page in (PAGE, README):
         page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-    for name, draw in (
-        ("rows", plots.draw_rows),
-        ("sweep", plots.draw_sweep),
-        ("profile", plots.draw_profile),
-    ):
+    for name, draw in plots.DRAW.items():
         draw(_read(results, name)[name], FIGURES / f"{name}.png")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,35 @@ PARTS_COLOURS = ("#2a7f62", "#8fb8a8", "#d9a441", "#e8cf8e", "#7b5ea7", "#4f6d8f
 
 
 def draw_rows(rows: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A bar for each ratio, with its spread, and a mark at its goal."""
-    ratios = {name: row for name, row in rows.items() if "ratios" in row}
-    figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.42 * len(ratios)), layout="constrained")
-    for place, row in enumerate(ratios.values()):
-        least, most, median = min(row["ratios"]), max(row["ratios"]), row["median"]
-        colour = PLAIN if row["goal"] is None else SHORT if short(row) else MET
-        axes.barh(place, median, height=0.6, color=colour)
-        axes.plot([least, most], [place, place], color="black", linewidth=1)
-        axes.text(max(most, row["goal"] or 0) + 0.03, place, f"{median:.2f}", va="center", fontsize=9)
-        if row["goal"] is not None:
-            axes.plot([row["goal"]] * 2, [place - 0.42, place + 0.42], color="black", linewidth=2)
-    axes.set_yticks(range(len(ratios)), [row["what"] for row in ratios.values()], fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 0.25 + max(max(row["ratios"]) for row in ratios.values()))
-    axes.set_xlabel("tokens/s over the floor's; thick mark: goal, thin line: least to most of the pairs")
-    axes.spines[["top", "right"]].set_visible(False)
+    """A bar for each ratio, its spread, a mark at its goal; ratios without a goal have an axis of their own."""
+    ratios = [row for row in rows.values() if "ratios" in row]
+    groups = [[row for row in ratios if (row["goal"] is None) is free] for free in (False, True)]
+    groups = [group for group in groups if group] or [[]]
+    figure = pyplot.figure(figsize=(9, 1 + 0.5 * len(ratios)), layout="constrained")
+    places = figure.add_gridspec(len(groups), 1, height_ratios=[1 + len(group) for group in groups])
+    for group, place in zip(groups, places, strict=True):
+        _draw_ratios(figure.add_subplot(place), group)
+    figure.supxlabel(
+        "tokens/s over the floor's; thick mark: the goal, thin line: least to most of the pairs", fontsize=9
+    )
     _save(figure, file)
+
+
+def _draw_ratios(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    longest = max((max(*row["ratios"], row["goal"] or 0) for row in rows), default=1)
+    for place, row in enumerate(rows):
+        least, most, goal = min(row["ratios"]), max(row["ratios"]), row["goal"]
+        axes.barh(
+            place, row["median"], height=0.6, color=PLAIN if goal is None else SHORT if short(row) else MET
+        )
+        axes.plot([least, most], [place, place], color="black", linewidth=1)
+        if goal is not None:
+            axes.plot([goal, goal], [place - 0.42, place + 0.42], color="black", linewidth=2.5)
+        axes.text(1.02 * longest, place, f"{row['median']:.2f}", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [row["what"] for row in rows], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1 * longest)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_sweep(panels: Mapping[str, Mapping[str, Any]], file: Path) -> None:
@@ -84,6 +96,10 @@ def draw_profile(loads: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     axes.legend(ncols=4, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, file)
+
+
+DRAW = {"rows": draw_rows, "sweep": draw_sweep, "profile": draw_profile}
+"""By the name of a result."""
 
 
 def _save(figure: Any, file: Path) -> None:
