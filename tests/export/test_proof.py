@@ -16,7 +16,8 @@ from rich.console import Console
 from cellstream.cells import StackConfig
 from cellstream.errors import ExportUnproven
 from cellstream.export.building import build
-from cellstream.export.proof import TOLERANCE, Exported, Trace, prove
+from cellstream.export.proof import TOLERANCE, prove
+from cellstream.export.running import Exported, Trace
 
 
 def test_every_cell_is_proven(config, random_weights, built) -> None:

@@ -106,7 +106,7 @@ def _architecture(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "layers", f"{sizes.layers} of {sizes.hidden_size} units"
     if sizes.embedding_size:
         yield "embedding", f"{sizes.embedding_size} numbers a token, folded into the first layer"
-    yield "parameters", f"{sizes.parameters:,}"
+    yield "parameters", f"{sizes.parameters:,}, products' weights in {manifest.weights_dtype}"
     yield "exported", manifest.created
     if manifest.training_data_sha256:
         yield "trained on", f"text of SHA-256 {manifest.training_data_sha256}"

@@ -10,7 +10,9 @@ from cellstream.cells.config import StackConfig
 from cellstream.export.folding import fold, fold_input
 from cellstream.export.forms import WEIGHTS_FILE, pack, serialize
 from cellstream.export.graph import head_graph, step_graph
+from cellstream.export.quantizing import is_weight, quantize
 from cellstream.export.sequence import sequence_graph
+from cellstream.repository.manifest import WeightsDtype
 
 STEP_FILE, HEAD_FILE, SEQUENCE_FILE = "model.onnx", "head.onnx", "sequence.onnx"
 
@@ -27,24 +29,39 @@ class Graphs:
             (directory / name).write_bytes(contents)
 
 
-def build(config: StackConfig, weights: Weights) -> Graphs:
+def build(config: StackConfig, weights: Weights, weights_dtype: WeightsDtype = "float32") -> Graphs:
     """Build the graphs. The same weights give the same bytes.
+
+    A model in 8 bits has no `sequence.onnx`: ONNX's LSTM takes float32, and what it would give is not what
+    the step graph gives, which rounds activations too.
 
     Args:
         config: What the weights are the weights of.
         weights: PyTorch's weights by the names of `cells.config`, float32.
+        weights_dtype: How to store what products multiply with.
 
     Raises:
         CheckpointInvalid: The weights are not those of this configuration.
     """
     folded = fold(config, weights)
-    contents, references = pack(folded | fold_input(config, weights))
-    head = [references[name] for name in ("head.weight", "head.bias")]
+    if weights_dtype == "int8":
+        in_8_bits = {name: tensor.shape for name, tensor in folded.items() if is_weight(name)}
+        contents, references = pack(quantize(folded))
+        sequence = {}
+    else:
+        in_8_bits = {}
+        of_input = fold_input(config, weights)
+        contents, everything = pack(folded | of_input)
+        references = {name: everything[name] for name in folded}
+        sequence = {SEQUENCE_FILE: serialize(sequence_graph(config, everything))}
+    head = [reference for name, reference in references.items() if name.startswith("head.")]
+    step = list(references.values())
+    contributed = bool(in_8_bits)
     return Graphs(
         {
-            STEP_FILE: serialize(step_graph(config, [references[name] for name in folded])),
-            HEAD_FILE: serialize(head_graph(config, head)),
-            SEQUENCE_FILE: serialize(sequence_graph(config, references)),
+            STEP_FILE: serialize(step_graph(config, step, in_8_bits), contributed=contributed),
+            HEAD_FILE: serialize(head_graph(config, head, in_8_bits), contributed=contributed),
+            **sequence,
             WEIGHTS_FILE: contents,
         }
     )

@@ -6,11 +6,13 @@ many layers there are, nor what is done with its gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnx import NodeProto, helper
+
+from cellstream.export.quantizing import ACCURACY_LEVEL, BLOCK, BYTES, CONTRIBUTED, SCALES
 
 
 @dataclass(slots=True)
@@ -20,10 +22,12 @@ class Nodes:
     Attributes:
         made: The nodes so far, in the order of their making, which is an order they can run in.
         constants: One-dimensional int64 tensors by name: sizes of splits, shapes.
+        in_8_bits: The weights that are stored in 8 bits, by name, with their shape.
     """
 
     made: list[NodeProto] = field(default_factory=list)
     constants: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    in_8_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Add a node of one output, and return the output's name."""
@@ -35,6 +39,24 @@ class Nodes:
         """Add a node of several outputs, and return their names."""
         self.made.append(helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes))
         return outputs
+
+    def affine(self, x: str, weight: str, bias: str, output: str) -> str:
+        """x·W + b, of which W is a constant: one Gemm; in 8 bits a product of their own, and a sum."""
+        if weight not in self.in_8_bits:
+            return self.add("Gemm", [x, weight, bias], output)
+        rows, columns = self.in_8_bits[weight]
+        product = self.add(
+            "MatMulNBits",
+            [x, weight + BYTES, weight + SCALES],
+            output + ".product",
+            domain=CONTRIBUTED,
+            K=rows,
+            N=columns,
+            bits=8,
+            block_size=BLOCK,
+            accuracy_level=ACCURACY_LEVEL,
+        )
+        return self.add("Add", [product, bias], output)
 
     def constant(self, name: str, *numbers: int) -> str:
         """Name a tensor of whole numbers, the same one for the same numbers."""
@@ -110,10 +132,8 @@ def gru(nodes: Nodes, layer: Layer) -> Stepped:
     if layer.x_is_token:
         from_x = nodes.add("Gather", [of + "table", layer.x], of + "from_x", axis=0)  # [batch, 3 × units]
     else:
-        from_x = nodes.add("Gemm", [layer.x, of + "input_weight", of + "input_bias"], of + "from_x")
-    from_h = nodes.add(
-        "Gemm", [h, of + "state_weight", of + "state_bias"], of + "from_h"
-    )  # [batch, 3 × units]
+        from_x = nodes.affine(layer.x, of + "input_weight", of + "input_bias", of + "from_x")
+    from_h = nodes.affine(h, of + "state_weight", of + "state_bias", of + "from_h")  # [batch, 3 × units]
     rz_x, n_x = nodes.split(from_x, [2 * units, units], [of + "rz_x", of + "n_x"])
     rz_h, n_h = nodes.split(from_h, [2 * units, units], [of + "rz_h", of + "n_h"])
     rz = nodes.add("Sigmoid", [nodes.add("Add", [rz_x, rz_h], of + "a_rz")], of + "rz")
@@ -130,10 +150,10 @@ CELLS: dict[str, Callable[[Nodes, Layer], Stepped]] = {"rnn": rnn, "lstm": lstm,
 
 
 def _gate_inputs(nodes: Nodes, layer: Layer, h: str) -> str:
-    """All gates' W·[x, h₋₁] + b, one Gemm, [batch, gates × units]; a token's share is a row of the table."""
+    """All gates' W·[x, h₋₁] + b, [batch, gates × units]; a token's share is a row of the table."""
     of = layer.prefix
     if layer.x_is_token:
         from_x = nodes.add("Gather", [of + "table", layer.x], of + "from_x", axis=0)
-        return nodes.add("Gemm", [h, of + "weight", from_x], of + "a")
+        return nodes.affine(h, of + "weight", from_x, of + "a")
     both = nodes.add("Concat", [layer.x, h], of + "x_h", axis=1)  # [batch, width + units]
-    return nodes.add("Gemm", [both, of + "weight", of + "bias"], of + "a")
+    return nodes.affine(both, of + "weight", of + "bias", of + "a")

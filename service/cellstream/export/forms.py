@@ -6,13 +6,14 @@ The bytes written are the same for the same graph: no time, path or machine is i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
 from cellstream.cells.config import StackConfig
 from cellstream.export.equations import Nodes
+from cellstream.export.quantizing import CONTRIBUTED
 
 WEIGHTS_FILE = "weights.bin"
 
@@ -48,14 +49,16 @@ def constants(nodes: Nodes) -> list[TensorProto]:
     ]
 
 
-def pack(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[bytes, dict[str, TensorProto]]:
+def pack(tensors: Mapping[str, NDArray[Any]]) -> tuple[bytes, dict[str, TensorProto]]:
     """Lay tensors out one after the other, and make a reference to each for the graphs."""
     contents = bytearray()
     references = {}
     for name, tensor in tensors.items():
         contents += bytes(-len(contents) % _ALIGNMENT_BYTES)
-        stored = tensor.astype("<f4").tobytes()
-        reference = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=tensor.shape)
+        stored = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
+        reference = TensorProto(
+            name=name, data_type=helper.np_dtype_to_tensor_dtype(tensor.dtype), dims=tensor.shape
+        )
         reference.data_location = TensorProto.EXTERNAL
         for key, value in (("location", WEIGHTS_FILE), ("offset", len(contents)), ("length", len(stored))):
             reference.external_data.add(key=key, value=str(value))
@@ -64,12 +67,13 @@ def pack(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[bytes, dict[str, T
     return bytes(contents), references
 
 
-def serialize(graph: GraphProto) -> bytes:
-    """A model's bytes."""
+def serialize(graph: GraphProto, *, contributed: bool = False) -> bytes:
+    """A model's bytes; `contributed`: whether it has operators of ONNX Runtime's own."""
+    domains = ["", *([CONTRIBUTED] if contributed else [])]
     model: ModelProto = helper.make_model(
         graph,
         producer_name="cellstream",
         ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid(domain, 1 if domain else OPSET) for domain in domains],
     )
     return model.SerializeToString(deterministic=True)

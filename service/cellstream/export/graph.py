@@ -15,7 +15,7 @@ once at load: so a row's result does not depend on the rows beside it (`proof.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
@@ -27,15 +27,18 @@ GATES_SWITCH = "with_gates"
 """The step graph's boolean scalar input: whether the gates are wanted. Only where the cell shows gates."""
 
 
-def step_graph(config: StackConfig, references: Sequence[TensorProto]) -> GraphProto:
+def step_graph(
+    config: StackConfig, references: Sequence[TensorProto], in_8_bits: Mapping[str, tuple[int, int]]
+) -> GraphProto:
     """From input and states to predictions, states and gates, over any number of steps.
 
     Args:
         config: The network's sizes.
-        references: To the tensors of `folding.fold`.
+        references: To the tensors of `folding.fold`, or what `quantizing.quantize` made of them.
+        in_8_bits: The weights that it quantized, by name, with their shape before.
     """
     layers, units, states, gates = config.layers, config.hidden_size, config.states, config.gates
-    nodes = Nodes()
+    nodes = Nodes(in_8_bits=in_8_bits)
     flat = nodes.constant("flat_state", 0, layers * units)  # 0: as it was
     by_layer = nodes.constant("state_by_layer", 0, layers, units)
     before = [nodes.add("Reshape", [state, flat], f"{state}_flat") for state in states]
@@ -45,7 +48,7 @@ def step_graph(config: StackConfig, references: Sequence[TensorProto]) -> GraphP
         [*before, config.input],
         [*after, output_name(config), *(["gates_flat"] if gates else [])],
         num_scan_inputs=1,
-        body=_scan_body(config, nodes.constants),
+        body=_scan_body(config, nodes),
     )
     for state in states:
         nodes.add("Reshape", [f"{state}_next_flat", by_layer], f"{state}_next")
@@ -70,10 +73,10 @@ def step_graph(config: StackConfig, references: Sequence[TensorProto]) -> GraphP
     )
 
 
-def _scan_body(config: StackConfig, constants: dict[str, tuple[int, ...]]) -> GraphProto:
+def _scan_body(config: StackConfig, around: Nodes) -> GraphProto:
     """One step: flat states and one input in; flat states, prediction and gates out, gates by layer."""
     layers, units, states = config.layers, config.hidden_size, config.states
-    nodes = Nodes(constants=constants)
+    nodes = Nodes(constants=around.constants, in_8_bits=around.in_8_bits)
     before = {
         state: nodes.split(
             f"{state}_before", [units] * layers, [f"layers.{n}.{state}" for n in range(layers)]
@@ -161,15 +164,18 @@ def _add_if_wanted(
     )
 
 
-def head_graph(config: StackConfig, references: Sequence[TensorProto]) -> GraphProto:
+def head_graph(
+    config: StackConfig, references: Sequence[TensorProto], in_8_bits: Mapping[str, tuple[int, int]]
+) -> GraphProto:
     """From a state alone to the prediction that its step gave: the same nodes on the same weights.
 
     Args:
         config: The network's sizes.
         references: To the head's weight and bias.
+        in_8_bits: As of the step graph.
     """
     layers, units = config.layers, config.hidden_size
-    nodes = Nodes()
+    nodes = Nodes(in_8_bits=in_8_bits)
     flat = nodes.add("Reshape", ["hidden", nodes.constant("flat_state", 0, layers * units)], "hidden_flat")
     hidden = nodes.split(flat, [units] * layers, [f"layers.{number}.hidden" for number in range(layers)])
     _add_head(nodes, config, hidden[-1], output_name(config))
@@ -185,7 +191,7 @@ def head_graph(config: StackConfig, references: Sequence[TensorProto]) -> GraphP
 def _add_head(nodes: Nodes, config: StackConfig, top: str, output: str) -> None:
     """The prediction from the top layer's hidden state [batch, units]."""
     if config.input == "values":
-        nodes.add("Gemm", [top, "head.weight", "head.bias"], output)
+        nodes.affine(top, "head.weight", "head.bias", output)
     else:
-        logits = nodes.add("Gemm", [top, "head.weight", "head.bias"], "logits")
+        logits = nodes.affine(top, "head.weight", "head.bias", "logits")
         nodes.add("LogSoftmax", [logits], output, axis=-1)

@@ -26,6 +26,7 @@ from cellstream.repository.manifest import (
     Input,
     Output,
     State,
+    WeightsDtype,
 )
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -43,6 +44,7 @@ def write_version(
     *,
     name: str,
     version: int = 1,
+    weights_dtype: WeightsDtype = "float32",
     tokenizer_json: str | None = None,
     beside: Mapping[str, bytes] | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -61,12 +63,14 @@ def write_version(
         weights: PyTorch's, by the names of `cells.config`.
         name: The model's name.
         version: Its version, from 1.
+        weights_dtype: How to store the weights of products.
         tokenizer_json: What the model's tokeniser writes of itself; None: the model has none.
         beside: Further files by name: the card, the report.
         metrics: What it was measured at.
         training_data_sha256: Digest of the data it was trained on; None if it was not trained.
-        prove: Called with the folder of the finished files, before that has its name. What it returns goes
-            into the manifest; if it raises, nothing is written. None: no proof.
+        prove: Called with the folder of the finished files, before that has its name; it may write what it
+            found into the card there. What it returns goes into the manifest; if it raises, nothing is
+            written. None: no proof.
 
     Returns:
         The version's folder.
@@ -84,7 +88,7 @@ def write_version(
         )
     target = models_directory / name / str(version)
     _refuse_existing(target)
-    graphs = build(config, weights)
+    graphs = build(config, weights, weights_dtype)
 
     models_directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{name}-{version}-", dir=models_directory))
@@ -95,6 +99,7 @@ def write_version(
             (staging / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
         for file, contents in (beside or {}).items():
             (staging / file).write_bytes(contents)
+        proof = {} if prove is None else dict(prove(staging))
         manifest = Manifest.make(
             name=name,
             version=version,
@@ -107,15 +112,15 @@ def write_version(
             gates_switch=GATES_SWITCH if config.gates else None,
             step_graph=STEP_FILE,
             head_graph=HEAD_FILE,
-            sequence_graph=SEQUENCE_FILE,
+            sequence_graph=SEQUENCE_FILE if SEQUENCE_FILE in graphs.files else None,
+            weights_dtype=weights_dtype,
             tokenizer=None if tokenizer_json is None else TOKENIZER_FILE,
             files={path.name: _file(path) for path in sorted(staging.iterdir())},
             training_data_sha256=training_data_sha256,
             metrics=dict(metrics or {}),
+            proof=proof,
             versions=_package_versions(),
         )
-        if prove is not None:
-            manifest = manifest.model_copy(update={"proof": dict(prove(staging))})
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         load_version(staging)
         _refuse_existing(target)  # someone may have been faster

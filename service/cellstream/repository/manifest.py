@@ -30,6 +30,9 @@ MANIFEST_FILE = "manifest.json"
 LENGTHS = "lengths"
 """The sequence graph's input that says how many steps each row has."""
 
+WeightsDtype = Literal["float32", "int8"]
+"""How the weights of products are stored; `int8` needs ONNX Runtime, whose MatMulNBits multiplies with it."""
+
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """A model's name is the name of a folder, on any system."""
 
@@ -155,6 +158,7 @@ class Manifest(_Frozen):
         step_graph: The file of the graph that serves.
         head_graph: The file of the graph from states to outputs.
         sequence_graph: The file of the graph over rows of different lengths; None: there is none.
+        weights_dtype: How the weights of products are stored, for people: the graphs know.
         tokenizer: The tokeniser's file; None for values.
         files: Every file of the version but the manifest, by name.
         training_data_sha256: Digest of the data it was trained on; None if it was not trained.
@@ -176,6 +180,7 @@ class Manifest(_Frozen):
     step_graph: FileName = "model.onnx"
     head_graph: FileName = "head.onnx"
     sequence_graph: FileName | None = None
+    weights_dtype: WeightsDtype = "float32"
     tokenizer: FileName | None = None
     files: dict[FileName, File]
     training_data_sha256: str | None = None

@@ -1,0 +1,170 @@
+"""The proof that `sequence.onnx` does what PyTorch and the step graph do, within `TOLERANCE`.
+
+Rows of other lengths than the batch's, 0 among them, from states that no training has seen, whole and cut in
+two. A network may amplify: then a difference in the last bit grows over the steps, with nothing wrong. So
+single steps have to agree strictly, and of many steps is asked that they stay as near to the step graph as
+that stays to itself, when its starting states are moved by a hair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from cellstream.cells.checkpoint import Weights
+from cellstream.cells.config import StackConfig
+from cellstream.cells.stack import FusedStack, load_weights
+from cellstream.export.building import SEQUENCE_FILE
+from cellstream.export.forms import output_name
+from cellstream.export.proof import TOLERANCE, difference_within, listed, random_case
+from cellstream.export.running import Exported, Trace, session_of
+from cellstream.repository.manifest import LENGTHS
+
+_SIZES = ((1, 1), (1, 64), (2, 7), (5, 33), (16, 5), (33, 8), (64, 16), (100, 3))
+"""Steps and rows of the runs that are compared."""
+
+_HAIR = 1e-6
+"""How far states are moved to see how much a network amplifies: some last bits."""
+
+_SEED = 20_261_125
+
+States = dict[str, NDArray[np.float32]]
+
+
+class Sequence:
+    """`sequence.onnx` of a folder."""
+
+    def __init__(self, config: StackConfig, directory: Path) -> None:
+        self._config = config
+        self._session = session_of(directory / SEQUENCE_FILE)
+
+    def run(self, inputs: NDArray[Any], lengths: NDArray[np.int32], states: States) -> Trace:
+        """Run rows of different lengths.
+
+        Args:
+            inputs: Tokens, int64 [time, batch], or frames, float32 [time, batch, features].
+            lengths: Steps of each row, int32 [batch].
+            states: Before the first step, by name.
+        """
+        config = self._config
+        names = [output_name(config), *(f"{state}_next" for state in config.states)]
+        given = {config.input: np.ascontiguousarray(inputs), LENGTHS: lengths, **states}
+        prediction, *after = self._session.run(names, given)
+        return Trace({names[0]: prediction}, dict(zip(config.states, after, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    inputs: NDArray[Any]
+    lengths: NDArray[np.int32]
+    states: States
+
+
+def prove_sequence(
+    config: StackConfig, weights: Weights, directory: Path, console: Console | None = None
+) -> dict[str, bool | int | float | str]:
+    """Prove `sequence.onnx` of a folder against PyTorch and the step graph beside it.
+
+    Args:
+        config: What the weights are the weights of.
+        weights: PyTorch's, which the graphs were made of.
+        directory: Where the graphs are.
+        console: Where to tell how it goes; None: nowhere.
+
+    Returns:
+        What was compared and the largest differences, for the manifest.
+
+    Raises:
+        ExportUnproven: They differ; the message says in what, where, and by how much.
+    """
+    tell = (console or Console(quiet=True)).print
+    tell(f"Proof: {SEQUENCE_FILE}, {len(_SIZES)} batches of rows of different lengths …")
+    sequence, step = Sequence(config, directory), Exported(config, directory)
+    fused = FusedStack(config).eval()
+    load_weights(fused, weights)
+    random = np.random.default_rng(_SEED)
+    largest: dict[str, float] = {"pytorch": 0.0, "step": 0.0, "cut": 0.0}
+    tokens = 0
+    for steps, rows in _SIZES:
+        case = _case(config, random, steps, rows)
+        found = sequence.run(case.inputs, case.lengths, case.states)
+        halves = _in_two(sequence, case)
+        for row, length in enumerate(case.lengths):
+            where = f"{SEQUENCE_FILE}, row {row} of {rows}, {length} steps"
+            inputs = case.inputs[:length, row : row + 1]
+            before = {name: state[row : row + 1] for name, state in case.states.items()}
+            ours = _row(found, row, length)
+            if not length:
+                for name, state in before.items():
+                    difference_within(0.0, f"{where}, {name}", state, ours.states[name])
+                continue
+            expected = step.run(inputs, before, gates=False)
+            allowed = max(TOLERANCE, _amplified(step, inputs, before, expected) if length > 1 else 0.0)
+            for source, theirs in (
+                ("pytorch", _by_pytorch(fused, config, inputs, before)),
+                ("step", expected),
+                ("cut", _row(halves, row, length)),
+            ):
+                for name, array in (theirs.steps | theirs.states).items():
+                    difference = difference_within(
+                        allowed, f"{where}, {name} against {source}", array, (ours.steps | ours.states)[name]
+                    )
+                    largest[source] = max(largest[source], difference)
+            tokens += int(length)
+    tell(f"       {listed(largest)} at most, over {tokens:,} steps")
+    return {
+        "sequence_steps": tokens,
+        **{f"sequence_largest_difference_{what}": difference for what, difference in largest.items()},
+    }
+
+
+def _case(config: StackConfig, random: np.random.Generator, steps: int, rows: int) -> _Case:
+    inputs, states = random_case(config, random, steps, rows)
+    lengths = random.integers(0, steps + 1, rows).astype(np.int32)
+    lengths[0] = steps
+    if rows > 2:
+        lengths[1:3] = 0, 1
+    return _Case(inputs, lengths, states)
+
+
+def _in_two(sequence: Sequence, case: _Case) -> Trace:
+    """The same rows in two calls, the second of which goes on from the states of the first."""
+    cut = (len(case.inputs) + 1) // 2
+    first = np.minimum(case.lengths, cut)
+    begun = sequence.run(case.inputs[:cut], first, case.states)
+    if cut == len(case.inputs):
+        return begun
+    return Trace.join([begun, sequence.run(case.inputs[cut:], case.lengths - first, begun.states)])
+
+
+def _row(trace: Trace, row: int, length: int) -> Trace:
+    """What a run gave one row, as far as the row goes."""
+    one = trace.rows(np.array([row]))
+    return Trace({name: array[:length] for name, array in one.steps.items()}, one.states)
+
+
+def _by_pytorch(model: FusedStack, config: StackConfig, inputs: NDArray[Any], states: States) -> Trace:
+    with torch.no_grad():
+        found = model(
+            torch.from_numpy(np.ascontiguousarray(inputs)),
+            {name: torch.from_numpy(state) for name, state in states.items()},
+        )
+    return Trace(
+        {output_name(config): found.prediction.numpy()},
+        {name: found.states[name].numpy() for name in config.states},
+    )
+
+
+def _amplified(step: Exported, inputs: NDArray[Any], states: States, expected: Trace) -> float:
+    """How far the step graph gets from itself, if its starting states are moved by a hair."""
+    moved = step.run(inputs, {name: state + np.float32(_HAIR) for name, state in states.items()}, gates=False)
+    return max(
+        difference_within(np.inf, name, array, (moved.steps | moved.states)[name])
+        for name, array in (expected.steps | expected.states).items()
+    )
