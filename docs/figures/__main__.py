@@ -46,7 +46,6 @@ def main() -> None:
     values |= write_sentence(lstm.trace(passage), rnn.trace(passage), found, confirming)
     values |= write_findings(found, lstm.trace(passage))
     values |= write_memory(confirming, curves)
-    values |= {"searched_bits": f"{searched.bits:.2f}", "confirming_bits": f"{confirming.bits:.2f}"}
     tables.write_values(values)
     print(f"Written to {GUIDE.relative_to(ROOT)} in {time.perf_counter() - started:.0f} s.")
 

@@ -50,7 +50,6 @@ class Play:
         left: By gate, the share of moments in which each cell's gate was below `SATURATED`, [layers, units].
         right: The same above 1 − `SATURATED`.
         half_lives: Of each cell in steps, [layers, units].
-        bits: Mean surprise a character.
     """
 
     tokens: Tokens
@@ -59,7 +58,6 @@ class Play:
     left: dict[str, Numbers]
     right: dict[str, Numbers]
     half_lives: Numbers
-    bits: float
 
 
 @dataclass(frozen=True)
@@ -97,16 +95,13 @@ class Finding:
 def read_play(reader: Reader, text: str) -> Play:
     """Reads a whole play, all cells watched."""
     tokens, places = in_rows(text, ROWS, WARM_UP)
-    cells, bits = list[Array](), list[float]()
+    cells = list[Array]()
     left = {gate: np.zeros(()) for gate in GATES}
     right, log_forget = dict(left), np.zeros(())
     for step, given in enumerate(reader.steps(tokens)):
         if step < WARM_UP:
             continue
         cells.append(given.states["cell"])
-        if step + 1 < len(tokens):
-            of_next = given.log_probabilities[np.arange(ROWS), tokens[step + 1]]
-            bits.append(-of_next.mean() / np.log(2))
         for gate in GATES:
             left[gate] = left[gate] + (given.gates[gate] < SATURATED).mean(0)
             right[gate] = right[gate] + (given.gates[gate] > 1 - SATURATED).mean(0)
@@ -119,7 +114,6 @@ def read_play(reader: Reader, text: str) -> Play:
         left={gate: share / steps for gate, share in left.items()},
         right={gate: share / steps for gate, share in right.items()},
         half_lives=half_life(log_forget / steps),
-        bits=float(np.mean(bits)),
     )
 
 
