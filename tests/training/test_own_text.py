@@ -15,6 +15,8 @@ from cellstream.training.defaults import model_name
 from cellstream.training.own_text import read_own_text
 from cellstream.training.recipe import Data
 
+RUNS = Path("nowhere")
+
 
 def write_folder(path: Path, sizes: dict[str, int]) -> dict[str, str]:
     """Files of some characters each, all different."""
@@ -30,7 +32,7 @@ def test_a_file_is_read_as_text(tmp_path: Path) -> None:
     """A byte order mark is no character of it, and a line ends the same wherever it was written."""
     path = tmp_path / "own.txt"
     path.write_bytes("\ufeffein\r\nzwei\rdrei\n".encode() * 1 + b"x" * 100)
-    own = read_own_text(path)
+    own = read_own_text(path, RUNS)
     assert own.training + own.validation + own.heldout == "ein\nzwei\ndrei\n" + "x" * 100
     assert (len(own.validation), len(own.heldout)) == (5, 5)
     assert own.notes == ()
@@ -42,12 +44,24 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
     (tmp_path / "latin1.txt").write_bytes("Ärger".encode("latin-1"))
     (tmp_path / "empty.txt").write_bytes(b"")
-    own = read_own_text(tmp_path)
+    own = read_own_text(tmp_path, RUNS)
     joined = own.training + own.validation + own.heldout
     assert [part[:7].strip() for part in joined.split("\n\n")] == ["a/y.csv", "a/z.txt", "b.md b.", "c c c c"]
     assert own.notes[0] == "Left out, because they are not UTF-8 text: latin1.txt, picture.png."
     assert own.notes[1].startswith("The end of the text is held out")
     assert own.source == f"The trainer's own texts, 4 files in {tmp_path.name}"
+
+
+def test_what_training_writes_is_no_text_to_learn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--text .`, with `runs` in it: else the run that goes on would find another text than its own."""
+    write_folder(tmp_path, {"tale.txt": 500, "notes/runs/of-a-river.txt": 500})
+    monkeypatch.chdir(tmp_path)
+    before = read_own_text(tmp_path, Path("runs"))
+    write_folder(tmp_path, {"runs/tale/log.jsonl": 100})
+    assert read_own_text(tmp_path, Path("runs")) == before
+    assert "of-a-river" in before.training
 
 
 def test_of_many_files_whole_ones_are_held_out(tmp_path: Path) -> None:
@@ -56,7 +70,7 @@ def test_of_many_files_whole_ones_are_held_out(tmp_path: Path) -> None:
     texts = write_folder(
         tmp_path, {f"story-{number:02d}.txt": dice.randrange(50, 150) for number in range(60)}
     )
-    own = read_own_text(tmp_path)
+    own = read_own_text(tmp_path, RUNS)
     parts = [set(part.split("\n\n")) for part in (own.training, own.validation, own.heldout)]
     assert parts[0] | parts[1] | parts[2] == set(texts.values())
     assert sum(map(len, parts)) == 60
@@ -66,13 +80,13 @@ def test_of_many_files_whole_ones_are_held_out(tmp_path: Path) -> None:
     (how,) = own.notes
     named = how.partition("Held out whole: ")[2].partition(". For validation")[0].split(", ")
     assert parts[2] == {texts[name] for name in named}
-    assert read_own_text(tmp_path) == own
+    assert read_own_text(tmp_path, RUNS) == own
 
 
 def test_one_large_file_among_small_ones_is_learned_from(tmp_path: Path) -> None:
     """Held out whole it would be missed; the small ones are too little to measure on."""
     texts = write_folder(tmp_path, {"novel.txt": 100_000, **{f"note-{number}": 20 for number in range(20)}})
-    own = read_own_text(tmp_path)
+    own = read_own_text(tmp_path, RUNS)
     assert len(own.training) > 0.89 * sum(map(len, texts.values()))
     assert own.notes == (
         "The end of the text is held out: there are too few small files to hold out whole ones.",
@@ -93,13 +107,13 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, content: bytes, mess
     path = tmp_path / "own.txt"
     path.write_bytes(content)
     with pytest.raises(TrainingFailed, match=message):
-        read_own_text(path)
+        read_own_text(path, RUNS)
 
 
 def test_a_text_that_is_not_there_is_told(tmp_path: Path) -> None:
     """With its path, which is most often mistyped."""
     with pytest.raises(TrainingFailed, match=r"nowhere\.txt cannot be read: .*No such file"):
-        read_own_text(tmp_path / "nowhere.txt")
+        read_own_text(tmp_path / "nowhere.txt", RUNS)
 
 
 def test_a_folder_without_text_says_what_was_left_out(tmp_path: Path) -> None:
@@ -109,7 +123,7 @@ def test_a_folder_without_text_says_what_was_left_out(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingFailed, match=r"holds no text\. Left out, .*: 0\.jpg, .*, 4\.jpg and 2 more\."
     ):
-        read_own_text(tmp_path)
+        read_own_text(tmp_path, RUNS)
 
 
 def test_a_text_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +131,7 @@ def test_a_text_too_long_for_memory_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(own_text, "TEXT_BYTES_MAX", 1000)
     write_folder(tmp_path, {"a": 600, "b": 600})
     with pytest.raises(TrainingFailed, match=r"too long: with .*b it has more than"):
-        read_own_text(tmp_path)
+        read_own_text(tmp_path, RUNS)
 
 
 def test_bpe_is_learned_from_the_training_text_alone(tmp_path: Path) -> None:

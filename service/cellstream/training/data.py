@@ -74,7 +74,7 @@ def load_splits(data: Data, runs_directory: Path) -> Splits:
 
     Args:
         data: What it asks for.
-        runs_directory: The corpus is kept in its `data` folder.
+        runs_directory: The corpus is kept in its `data` folder; no text of one's own is read there.
 
     Raises:
         RecipeInvalid: The corpus has no work of a name.
@@ -83,7 +83,7 @@ def load_splits(data: Data, runs_directory: Path) -> Splits:
         ExtraMissing: The recipe asks for BPE, and the package `tokenizers` is not installed.
     """
     if data.text is not None:
-        own = read_own_text(data.text)
+        own = read_own_text(data.text, runs_directory)
         parts = [("training", own.training), ("validation", own.validation), ("heldout_part", own.heldout)]
         source, licence, notes = own.source, "the trainer's own", own.notes
     else:

@@ -46,7 +46,7 @@ class _NotText(Exception):
     """Bytes that are no text; the message says why."""
 
 
-def read_own_text(path: Path) -> OwnText:
+def read_own_text(path: Path, runs_directory: Path) -> OwnText:
     """Read a text and divide it.
 
     Of a file the last twentieth is held out, and the twentieth before it is for validation. Of a folder all
@@ -55,12 +55,14 @@ def read_own_text(path: Path) -> OwnText:
 
     Args:
         path: The file or folder.
+        runs_directory: A folder that is not read though it may lie below: what training writes there would
+            change the text that a run goes on with.
 
     Raises:
         TrainingFailed: It cannot be read, is not UTF-8, or is too short or too long.
     """
     try:
-        return _of_folder(path) if path.is_dir() else _of_file(path)
+        return _of_folder(path, runs_directory) if path.is_dir() else _of_file(path)
     except OSError as error:
         raise TrainingFailed(f"The text {path} cannot be read: {error}.") from error
 
@@ -73,11 +75,11 @@ def _of_file(path: Path) -> OwnText:
     return _tail_held_out(path, text, f"The trainer's own text, {path.name}")
 
 
-def _of_folder(path: Path) -> OwnText:
+def _of_folder(path: Path, runs_directory: Path) -> OwnText:
     texts: dict[str, str] = {}
     skipped: list[str] = []
     left = TEXT_BYTES_MAX
-    for file in _files(path):
+    for file in _files(path, runs_directory.resolve()):
         content = _read(file, left)
         left -= len(content)
         name = file.relative_to(path).as_posix()
@@ -111,15 +113,17 @@ def _of_folder(path: Path) -> OwnText:
     )
 
 
-def _files(path: Path) -> list[Path]:
-    """All files below a folder in the order of their paths; links to folders are not followed."""
+def _files(path: Path, left_out: Path) -> list[Path]:
+    """All files below a folder but one, in the order of their paths; links to folders are not followed."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     found: list[Path] = []
     for folder, folders, names in os.walk(path, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and Path(folder, name).resolve() != left_out
+        ]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if file.is_file())
 

@@ -43,7 +43,7 @@ def draw_report(history: History, metrics: dict[str, float], title: str) -> byte
     """
     figure = Figure(figsize=(12, 10.5), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize="x-large")
-    curves, drives, texts = figure.subfigures(3, 1, height_ratios=(4, 2.6, 2.5))
+    curves, drives, texts = figure.subfigures(3, 1, squeeze=False, height_ratios=(4, 2.6, 2.5))[:, 0]
     by_tokens, by_minutes = curves.subplots(1, 2)
     _draw_bits(by_tokens, history, metrics, _millions, "tokens seen, millions")
     _draw_bits(by_minutes, history, metrics, _minutes, "minutes")
@@ -165,6 +165,7 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
         {splits.source}; licence: {splits.licence}. Learned from {len(splits.training.text):,} characters
         (SHA-256 `{checkpoint.record.training_data_sha256}`). The best checkpoint was chosen on
         {splits.validation.name} ({len(splits.validation.text):,} characters). Held out whole: {heldout}."""
+    patience = f"; patience {training.patience} evaluations" if training.patience else ""
     run = f"""
         {metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in
         {metrics["seconds"] / 60:.1f} minutes, {pace}; the checkpoint is from token
@@ -172,7 +173,7 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
         {training.batch_rows} places of the text, the states carried on; {_OPTIMIZERS[training.optimizer]},
         highest learning rate {training.learning_rate:g}, warm-up and cosine decay, weight decay
         {training.weight_decay:g}; gradients clipped at {training.gradient_norm_max:g};
-        {_regularisation(recipe)}; seed {recipe.seed}."""
+        {_regularisation(recipe)}{patience}; seed {recipe.seed}."""
     beside = f"""
         Beside it: {metrics["validation_bits_per_character"]:.3f} on the validation text, and
         {metrics["training_bits_per_character"]:.3f} on the training text just before the checkpoint.
