@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studies.gradients import DISTANCES
-from studies.recall import SYMBOLS
+from studies.recall import GAP_MAX, GAPS, SYMBOLS
 from studies.study import NETWORKS, PAGES, read_result
 
 LOOKS = {
@@ -136,8 +136,7 @@ def draw_recall(figure: Figure) -> None:
     """Accuracy of the recall task against the gap: the mean over seeds, and each seed as a dot."""
     axes = figure.subplots()
     for network, measured in _in_order(read_result("recall")):
-        gaps = [int(gap) for gap in measured["gaps"]]
-        seeds = np.array([found["accuracy"] for found in measured["gaps"].values()])  # [gaps, seeds]
+        gaps, seeds = measured["gaps"], np.array(measured["accuracy"]).T  # [gaps], [gaps, seeds]
         label = f"{LOOKS[network][0].split(',')[0]}, {measured['weights']:,} weights"
         like = "rnn-wide" if network == "rnn" else network  # a vanilla network with as many weights
         colour = LOOKS[like][1]
@@ -145,9 +144,11 @@ def draw_recall(figure: Figure) -> None:
         axes.plot(
             np.repeat(gaps, seeds.shape[1]), seeds.flatten(), "o", color=colour, markersize=3, alpha=0.6
         )
+    axes.axvline(GAP_MAX, color="grey", linewidth=1)
+    axes.text(GAP_MAX * 1.04, 0.02, "longer than any learned from", fontsize=8, color="grey")
     axes.axhline(1 / SYMBOLS, color="grey", linestyle=":", linewidth=1, label="chance")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(gaps, [str(gap) for gap in gaps])
+    axes.set_xticks(GAPS, [str(gap) for gap in GAPS])
     axes.set(xlabel="gap, steps of noise", ylabel="share of symbols recalled", ylim=(0, 1.03))
     axes.legend(frameon=False)
 

@@ -2,7 +2,8 @@
 
     python -m studies.networks [NETWORK ...]
 
-What each learns at comes from `learning_rates`. The checkpoints stay in `runs/`; what is committed is what
+The recipes hold what each learns at, chosen by `learning_rates`. The checkpoints stay in `runs/`; what is
+committed is what
 they measured: sizes, tokens, bits per character.
 """
 
@@ -13,19 +14,17 @@ import sys
 from pathlib import Path
 
 from cellstream.training import train
-from studies.study import NETWORKS, RUNS, read_checkpoint, read_result, recipe_path, write_result
+from studies.study import NETWORKS, RUNS, read_checkpoint, read_recipe, read_result, recipe_path, write_result
 
 
 def main() -> None:
     """Train what was named, or all of them."""
     for network in sys.argv[1:] or NETWORKS:
-        bits = read_result("learning_rates")[network]
-        rate = float(min(bits, key=bits.__getitem__))
-        train(recipe_path(network), runs_directory=RUNS, overrides={"training.learning_rate": rate})
-        record(network, rate)
+        train(recipe_path(network), runs_directory=RUNS)
+        record(network)
 
 
-def record(network: str, rate: float) -> None:
+def record(network: str) -> None:
     """Keep what a trained network measured."""
     checkpoint = read_checkpoint(network)
     measured = {
@@ -33,7 +32,7 @@ def record(network: str, rate: float) -> None:
         "layers": checkpoint.config.layers,
         "hidden_size": checkpoint.config.hidden_size,
         "weights": checkpoint.config.parameters,
-        "learning_rate": rate,
+        "learning_rate": read_recipe(network).training.learning_rate,
         **checkpoint.record.metrics,
         "validation": validation_curve(RUNS / f"study-{network}" / "log.jsonl"),
         "versions": checkpoint.record.versions,

@@ -140,8 +140,8 @@ def recall_table() -> str:
     """Mean and range over seeds at each gap."""
     rows, gaps = [], list[str]()
     for network, measured in _in_order(read_result("recall")):
-        gaps = list(measured["gaps"])
-        found = [measured["gaps"][gap]["accuracy"] for gap in gaps]
+        gaps = [str(gap) for gap in measured["gaps"]]
+        found = zip(*measured["accuracy"], strict=True)  # the seeds of each gap
         spread = (f"{sum(one) / len(one):.2f} ({min(one):.2f}–{max(one):.2f})" for one in found)
         rows.append((f"{network.upper()}, 1 × {measured['hidden_size']}", *spread))
     return _table(("gap", *gaps), rows)
