@@ -34,7 +34,9 @@ def idle_sessions(server: Server, sessions: int, *, seed: int, prefix: str = "")
         for first in range(0, sessions, HANDLES):
             feeds = min(sessions - first, HANDLES)
             names = f"{prefix}{first}-" if prefix else ""
-            load = stack.enter_context(traffic(server, streams=1, feeds=feeds, seed=seed, names=names))
+            load = stack.enter_context(
+                traffic(server, streams=1, feeds=feeds, seed=seed, names=names, messages=1)
+            )
             load.run(0)
         yield
 

@@ -21,7 +21,7 @@ PARTS_COLOURS = ("#2a7f62", "#8fb8a8", "#d9a441", "#e8cf8e", "#7b5ea7", "#4f6d8f
 
 
 def draw_rows(rows: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A bar for each ratio, its spread, a mark at its goal; ratios without a goal have an axis of their own."""
+    """A bar for each ratio, its spread, a mark at its goal; those without one have an axis of their own."""
     ratios = [row for row in rows.values() if "ratios" in row]
     groups = [[row for row in ratios if (row["goal"] is None) is free] for free in (False, True)]
     groups = [group for group in groups if group] or [[]]

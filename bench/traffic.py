@@ -29,6 +29,7 @@ class Traffic:
         seed: Of the tokens.
         echo: Whether the server is the echo, which has to be told its answer.
         names: What the sessions' names begin with, for one stream; empty: they have none.
+        messages: How many different ones.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Traffic:
         seed: int,
         echo: bool = False,
         names: str = "",
+        messages: int = MESSAGES,
     ) -> None:
         random = np.random.default_rng(seed)
         self._server = server
@@ -51,7 +53,7 @@ class Traffic:
             server.port,
             [
                 _answer(feeds) if echo else _opening(feeds, names),
-                *(_message(random.integers(0, 256, (feeds, tokens))) for _ in range(MESSAGES)),
+                *(_message(random.integers(0, 256, (feeds, tokens))) for _ in range(messages)),
             ],
             streams=streams,
             connections=connections,
@@ -105,6 +107,7 @@ def traffic(
     seed: int,
     echo: bool = False,
     names: str = "",
+    messages: int = MESSAGES,
 ) -> Iterator[Traffic]:
     """A `Traffic` whose streams end on leaving."""
     made = Traffic(
@@ -117,6 +120,7 @@ def traffic(
         seed=seed,
         echo=echo,
         names=names,
+        messages=messages,
     )
     try:
         yield made
