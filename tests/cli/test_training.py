@@ -1,5 +1,7 @@
 """From a recipe to a model that can be served, by the commands that the README names."""
 
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., Any]
+Start = Callable[..., subprocess.Popen[str]]
 
 RECIPE = """
 name = "tale"
@@ -77,6 +80,31 @@ def test_nothing_to_train_on_is_wrong_use(run: Run) -> None:
     refused = run("train")
     assert refused.code == 2
     assert "give a recipe, or a text by --text" in " ".join(refused.err.replace("│", "").split())
+
+
+def test_a_run_that_is_told_to_end_goes_on(run: Run, start: Start, recipe: str) -> None:
+    """SIGTERM, as from a scheduler that needs the machine: saved, code 143; then on to the end."""
+    long = ("train", recipe, "--set", "training.tokens=60000", "--set", "training.evaluations=40")
+    trained = start(*long)
+    assert trained.stdout is not None
+    assert any(line.startswith("validation") for line in trained.stdout)
+    trained.send_signal(signal.SIGTERM)
+    told, _ = trained.communicate(timeout=60)
+    assert trained.returncode == 143
+    assert "Stopped. The best checkpoint so far is at" in told
+
+    refused = run(*long)
+    assert refused.code == 1
+    assert "holds an unfinished run" in refused.err
+    resumed = run(*long, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.startswith("Going on from token ")
+    assert "Held out: " in resumed.out
+
+
+def test_going_on_and_throwing_away_exclude_each_other(run: Run, recipe: str) -> None:
+    """Code 2: nobody can mean both."""
+    assert run("train", recipe, "--resume", "--restart").code == 2
 
 
 def test_a_wrong_recipe_says_what_was_expected(run: Run, recipe: str) -> None:

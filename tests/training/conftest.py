@@ -45,13 +45,23 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def write_recipe() -> Callable[[Path], Path]:
+    """Writes the recipe, beside its text, into a folder."""
+
+    def write(folder: Path) -> Path:
+        (folder / "tale.txt").write_text(TALE, encoding="utf-8")
+        path = folder / "tale.toml"
+        path.write_text(RECIPE, encoding="utf-8")
+        return path
+
+    return write
+
+
 @pytest.fixture
-def recipe_path(tmp_path: Path) -> Path:
+def recipe_path(tmp_path: Path, write_recipe: Callable[[Path], Path]) -> Path:
     """The recipe, beside its text."""
-    (tmp_path / "tale.txt").write_text(TALE, encoding="utf-8")
-    path = tmp_path / "tale.toml"
-    path.write_text(RECIPE, encoding="utf-8")
-    return path
+    return write_recipe(tmp_path)
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def main(recipe: Path, runs: Path, seed: int) -> None:
     sys.stdout.write(f"{hits}\n")
 
 
-ROUNDS = 3
+ROUNDS = 2
 """Of four kills each; towards the end they may come too late."""
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from cellstream.cells.checkpoint import load_checkpoint
-from cellstream.cells.stack import FusedStack, load_weights
+from cellstream.cells.stack import FusedStack, Stack, load_weights, numpy_weights
 from cellstream.errors import TrainingFailed
-from cellstream.training import load_recipe, loop, run, train
+from cellstream.text import CharacterTokenizer
+from cellstream.training import load_recipe, loop, run, train, writing
 from cellstream.training.data import load_splits
 from cellstream.training.display import Display
 from cellstream.training.learner import Learner
 from cellstream.training.measure import bits_per_character
 from cellstream.training.schedule import Schedule
+from cellstream.training.writing import write_sample
 
 Clock = Callable[[], float]
 
@@ -125,6 +128,49 @@ def test_the_best_checkpoint_is_kept_not_the_last(
     assert metrics["validation_bits_per_character"] == 2.0
     assert metrics["heldout_bits_per_character"] == 9.0
     assert (metrics["tokens_at_best"], metrics["tokens_seen"]) == (6400, 12_800)
+
+
+def test_patience_ends_training_early_and_the_best_is_kept(
+    recipe_path: Path, console: Console, validations: list[float]
+) -> None:
+    """Two evaluations without a better one are enough where the recipe says so; a better one counts anew."""
+    validations += [5.0, 6.0, 2.0, 2.0, 3.0, 1.0, 1.0, 1.0]
+    directory = train(
+        recipe_path,
+        runs_directory=recipe_path.parent / "runs",
+        console=console,
+        overrides={"training.patience": 2, "training.evaluations": 8},
+    )
+    metrics = load_checkpoint(directory).record.metrics
+    assert metrics["validation_bits_per_character"] == 2.0
+    assert (metrics["tokens_at_best"], metrics["tokens_seen"]) == (4864, 8064)
+    assert validations == [1.0, 1.0, 1.0]
+    assert isinstance(console.file, io.StringIO)
+    assert "Stopped early: no better for 2 evaluations." in console.file.getvalue()
+    assert "patience 2 evaluations" in " ".join((directory / "CARD.md").read_text(encoding="utf-8").split())
+
+
+def test_samples_are_the_same_each_time_and_take_no_dice_from_training(
+    recipe_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether somebody looks must not change what is learned; that a sample changes must mean learning."""
+    model = FusedStack(load_recipe(recipe_path).model.config(256))
+    letters = CharacterTokenizer.of("".join(map(chr, range(256))))
+    prompt = np.frombuffer(b"Once upon", dtype=np.uint8).astype(np.int64)
+    dice = torch.get_rng_state()
+    first = write_sample(model, letters, prompt)
+    assert write_sample(model, letters, prompt) == first
+    assert torch.equal(torch.get_rng_state(), dice)
+    assert model.training
+    monkeypatch.setattr(writing, "TEMPERATURE", 1e-4)
+    # Nearly without dice each token is the likeliest, as the equations have it.
+    stack = Stack(model.config).eval()
+    load_weights(stack, numpy_weights(model))
+    with torch.inference_mode():
+        text = write_sample(model, letters, prompt)
+        ids = torch.tensor([*prompt, *map(ord, text)])
+        likeliest = stack(ids[:, None]).prediction[:, 0].argmax(dim=-1)
+    assert torch.equal(likeliest[len(prompt) - 1 : -1], ids[len(prompt) :])
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, updates: int, error: BaseException) -> None:
