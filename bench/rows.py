@@ -17,6 +17,7 @@ from bench.idle import held_bytes, idle_sessions, kept_bytes, room_for
 from bench.measure import Plan, Side, compare
 from bench.traffic import traffic
 from cellstream.repository import ModelVersion, Repository
+from cellstream.repository.manifest import WeightsDtype
 from cellstream.testing import write_model
 
 SEED = 20_261_124
@@ -38,16 +39,23 @@ class Bench:
     idle_sessions: int
     plan: Plan
 
-    def models(self) -> Path:
+    def models(self, weights_dtype: WeightsDtype = "float32") -> Path:
         """A directory with the model, random weights over 256 tokens."""
-        models = self.directory / "float32"
+        models = self.directory / weights_dtype
         if not models.exists():
-            write_model(models, name="bench", hidden_size=self.hidden_size, embedding_size=64, seed=SEED)
+            write_model(
+                models,
+                name="bench",
+                hidden_size=self.hidden_size,
+                embedding_size=64,
+                weights_dtype=weights_dtype,
+                seed=SEED,
+            )
         return models
 
-    def version(self) -> ModelVersion:
+    def version(self, weights_dtype: WeightsDtype = "float32") -> ModelVersion:
         """The model."""
-        (version,) = Repository(self.models()).load_all()
+        (version,) = Repository(self.models(weights_dtype)).load_all()
         return version
 
 
@@ -134,6 +142,18 @@ def _fast(sessions: int) -> Sides:
     return sides
 
 
+def _int8(sessions: int) -> Sides:
+    @contextmanager
+    def sides(bench: Bench) -> Iterator[tuple[Side, Side]]:
+        def load(weights_dtype: WeightsDtype) -> Side:
+            version = bench.version(weights_dtype)
+            return EngineLoad(version, sessions=sessions, feed_tokens=1024, seed=SEED).run
+
+        yield load("int8"), load("float32")
+
+    return sides
+
+
 def _service(streams: int, feeds: int) -> Sides:
     @contextmanager
     def sides(bench: Bench) -> Iterator[tuple[Side, Side]]:
@@ -194,6 +214,7 @@ ORT = "bare ONNX Runtime, same graph and call, state in place"
 ORT_64 = "bare ONNX Runtime at B = 64, state in place"
 STATE = "its raw state"
 EXACT = "the same in exact numerics"
+FLOAT32 = "the same in float32"
 
 ROWS: tuple[Row | Gauge, ...] = (
     Row("engine-64", "engine, 64 sessions with tokens waiting", ORT, 0.90, _engine(64, 1024)),
@@ -214,5 +235,7 @@ ROWS: tuple[Row | Gauge, ...] = (
     Row("fast-1", "engine in fast numerics, long feeds of 1 session", EXACT, None, _fast(1)),
     Row("fast-8", "engine in fast numerics, long feeds of 8 sessions", EXACT, None, _fast(8)),
     Row("fast-64", "engine in fast numerics, long feeds of 64 sessions", EXACT, None, _fast(64)),
+    Row("int8-1", "engine, weights in 8 bits, 1 session with tokens waiting", FLOAT32, None, _int8(1)),
+    Row("int8-64", "engine, weights in 8 bits, 64 sessions with tokens waiting", FLOAT32, None, _int8(64)),
     Row("train-bf16", "training in bfloat16, 64 windows of 64 tokens", "float32", None, _precisions),
 )

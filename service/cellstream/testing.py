@@ -20,6 +20,7 @@ import numpy as np
 
 from cellstream.api import Server
 from cellstream.cells.config import CellKind, InputKind, StackConfig
+from cellstream.repository.manifest import WeightsDtype
 from cellstream.settings import Settings
 from cellstream.text import ByteTokenizer, CharacterTokenizer
 
@@ -102,6 +103,7 @@ def write_model(
     embedding_size: int = 8,
     vocabulary_size: int = 256,
     features: int = 3,
+    weights_dtype: WeightsDtype = "float32",
     seed: int = 0,
 ) -> Path:
     """Write a version of a model with random weights; bytes are its tokens if it has 256.
@@ -131,5 +133,13 @@ def write_model(
     if tokens:
         alphabet = "".join(chr(ord(" ") + place) for place in range(vocabulary_size))
         tokenizer = (ByteTokenizer() if vocabulary_size == 256 else CharacterTokenizer(alphabet)).to_json()
-    write_version(models, config, weights, name=name, version=version, tokenizer_json=tokenizer)
+    write_version(
+        models,
+        config,
+        weights,
+        name=name,
+        version=version,
+        weights_dtype=weights_dtype,
+        tokenizer_json=tokenizer,
+    )
     return models
