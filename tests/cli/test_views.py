@@ -33,6 +33,13 @@ def test_a_sessions_first_character_has_no_surprise() -> None:
     assert bits[1] == 3
 
 
+def test_a_first_token_of_several_characters_takes_no_other_with_it() -> None:
+    """Of BPE tokens nobody knows whose characters are whose: the line keeps what its other tokens came to."""
+    bits = bits_by_character("Once upon", np.array([math.nan, 6, 12], dtype=np.float32))
+    assert bits.tolist() == [2] * 9
+    assert np.isnan(bits_by_character("Once", np.array([math.nan], dtype=np.float32))).all()
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [("plain ü 🙂", "plain ü 🙂"), ("a\tb", "a\tb"), ("\x1b[2J", "␛[2J"), ("\r\x07", "␍␇"), ("\u200e", "·")],

@@ -173,14 +173,16 @@ def bits_by_character(text: str, bits: NDArray[np.float32]) -> NDArray[np.float3
         bits: The surprise of each token, that is, of each character or UTF-8 byte: float32 [tokens].
 
     Returns:
-        float32 [characters]. Tokens that are neither share their sum evenly: the total stays true.
+        float32 [characters]. Tokens that are neither share their sum evenly: the total stays true. A session's
+        first token has no surprise and counts for none; nothing but it: NaN.
     """
     if len(bits) == len(text):
         return bits
     lengths = np.array([len(character.encode()) for character in text])
     if lengths.sum() == len(bits):
         return np.add.reduceat(bits, np.cumsum(lengths) - lengths)
-    return np.full(len(text), bits.sum() / len(text), dtype=np.float32)
+    total = math.nan if np.isnan(bits).all() else float(np.nansum(bits))
+    return np.full(len(text), total / len(text), dtype=np.float32)
 
 
 def _style(bits: float) -> str:
