@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _compare_with_pytorch(
         x = inputs[step : step + 1]  # [1, batch] or [1, batch, features]
         found = exported.run(x, states)
         for model, source in ((equations, "the equations"), (fused, f"torch.nn.{config.cell.upper()}")):
-            with torch.no_grad():
+            with torch.no_grad(), one_thread():
                 before = {name: torch.from_numpy(state) for name, state in states.items()}
                 expected = model(torch.from_numpy(x), before)
             for what, name, theirs, ours in _pairs(config, expected, found):
@@ -238,6 +239,17 @@ def _same(case: str, expected: NDArray[np.float32], found: NDArray[np.float32]) 
 
 
 # ---------------------------------------------------------------- what is run
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: for a few rows more only wait for each other, for minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def random_case(

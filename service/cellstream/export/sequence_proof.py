@@ -2,8 +2,8 @@
 
 Rows of other lengths than the batch's, 0 among them, from states that no training has seen, whole and cut in
 two. A network may amplify: then a difference in the last bit grows over the steps, with nothing wrong. So
-single steps have to agree strictly, and of many steps is asked that they stay as near to the step graph as
-that stays to itself, when its starting states are moved by a hair.
+where the step graph makes more and more of a hair's breadth in its starting states, so many times the
+tolerance is allowed; single steps have to agree strictly, and all of a network that forgets.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack, load_weights
 from cellstream.export.building import SEQUENCE_FILE
 from cellstream.export.forms import output_name
-from cellstream.export.proof import TOLERANCE, difference_within, listed, random_case
+from cellstream.export.proof import TOLERANCE, difference_within, listed, one_thread, random_case
 from cellstream.export.running import Exported, Trace, session_of
 from cellstream.repository.manifest import LENGTHS
 
-_SIZES = ((1, 1), (1, 64), (2, 7), (5, 33), (16, 5), (33, 8), (64, 16), (100, 3))
+_SIZES = ((1, 1), (1, 33), (2, 7), (5, 17), (33, 8), (64, 8), (100, 3))
 """Steps and rows of the runs that are compared."""
 
 _HAIR = 1e-6
 """How far states are moved to see how much a network amplifies: some last bits."""
+
+_LAST_BIT = 1e-7
 
 _SEED = 20_261_125
 
@@ -105,7 +107,7 @@ def prove_sequence(
                     difference_within(0.0, f"{where}, {name}", state, ours.states[name])
                 continue
             expected = step.run(inputs, before, gates=False)
-            allowed = max(TOLERANCE, _amplified(step, inputs, before, expected) if length > 1 else 0.0)
+            allowed = TOLERANCE * _growth(step, inputs, before, expected)
             for source, theirs in (
                 ("pytorch", _by_pytorch(fused, config, inputs, before)),
                 ("step", expected),
@@ -150,7 +152,7 @@ def _row(trace: Trace, row: int, length: int) -> Trace:
 
 
 def _by_pytorch(model: FusedStack, config: StackConfig, inputs: NDArray[Any], states: States) -> Trace:
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         found = model(
             torch.from_numpy(np.ascontiguousarray(inputs)),
             {name: torch.from_numpy(state) for name, state in states.items()},
@@ -161,10 +163,9 @@ def _by_pytorch(model: FusedStack, config: StackConfig, inputs: NDArray[Any], st
     )
 
 
-def _amplified(step: Exported, inputs: NDArray[Any], states: States, expected: Trace) -> float:
-    """How far the step graph gets from itself, if its starting states are moved by a hair."""
+def _growth(step: Exported, inputs: NDArray[Any], states: States, expected: Trace) -> float:
+    """How many times further than at the first step the step graph gets from itself, if moved by a hair."""
     moved = step.run(inputs, {name: state + np.float32(_HAIR) for name, state in states.items()}, gates=False)
-    return max(
-        difference_within(np.inf, name, array, (moved.steps | moved.states)[name])
-        for name, array in (expected.steps | expected.states).items()
-    )
+    ((name, prediction),) = expected.steps.items()
+    apart = np.abs(moved.steps[name] - prediction).max(axis=(1, 2))  # [time]
+    return max(1.0, float(apart.max() / max(apart[0], _LAST_BIT)))
