@@ -25,10 +25,16 @@ def draw_rows(rows: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     ratios = [row for row in rows.values() if "ratios" in row]
     groups = [[row for row in ratios if (row["goal"] is None) is free] for free in (False, True)]
     groups = [group for group in groups if group] or [[]]
-    figure = pyplot.figure(figsize=(9, 1 + 0.5 * len(ratios)), layout="constrained")
-    places = figure.add_gridspec(len(groups), 1, height_ratios=[1 + len(group) for group in groups])
-    for group, place in zip(groups, places, strict=True):
-        _draw_ratios(figure.add_subplot(place), group)
+    figure, grid = pyplot.subplots(
+        len(groups),
+        1,
+        figsize=(9, 1 + 0.5 * len(ratios)),
+        height_ratios=[1 + len(group) for group in groups],
+        layout="constrained",
+        squeeze=False,
+    )
+    for group, axes in zip(groups, grid.flat, strict=True):
+        _draw_ratios(axes, group)
     figure.supxlabel(
         "tokens/s over the floor's; thick mark: the goal, thin line: least to most of the pairs", fontsize=9
     )
