@@ -173,8 +173,8 @@ def bits_by_character(text: str, bits: NDArray[np.float32]) -> NDArray[np.float3
         bits: The surprise of each token, that is, of each character or UTF-8 byte: float32 [tokens].
 
     Returns:
-        float32 [characters]. Tokens that are neither share their sum evenly: the total stays true. A session's
-        first token has no surprise and counts for none; nothing but it: NaN.
+        float32 [characters]. Tokens that are neither share their sum evenly: the total stays true. A
+        session's first token has no surprise and counts for none; nothing but it: NaN.
     """
     if len(bits) == len(text):
         return bits
