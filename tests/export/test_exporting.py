@@ -41,7 +41,7 @@ def test_export_carries_over_what_training_recorded(checkpoint, tmp_path) -> Non
     assert version.manifest.metrics == {"heldout_bits_per_character": 2.25}
     assert version.manifest.training_data_sha256 == "cd" * 32
     assert version.manifest.proof["batches_bit_exact"] is True
-    assert version.load_card() == "# Letters\n"
+    assert version.load_card().startswith("# Letters\n\n## As served\n")
     assert version.tokenizer is not None
     assert load_tokenizer(version.tokenizer).encode("gab") == [6, 0, 1]
     assert (path / "report.png").read_bytes() == b"png"

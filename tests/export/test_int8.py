@@ -136,7 +136,7 @@ def test_gates_that_changed_places_fail_the_proof(wide, random_weights, tmp_path
 
 
 def test_version_says_so_and_has_no_portable_form(wide, random_weights, tmp_path) -> None:
-    """A server loads it as any other; a third of the weights' size."""
+    """A server loads it as any other, and it is far smaller, though 72 units fill two blocks of 64."""
     weights = random_weights(wide)
     whole, small = (
         write_version(tmp_path, wide, weights, name="tiny", version=number, weights_dtype=dtype)
@@ -147,8 +147,7 @@ def test_version_says_so_and_has_no_portable_form(wide, random_weights, tmp_path
     assert load_version(whole).manifest.weights_dtype == "float32"
     assert not (small / "sequence.onnx").exists()
     table = 256 * 4 * 72 * 4  # stays in float32
-    assert (small / "weights.bin").stat().st_size - table < (
-        (whole / "weights.bin").stat().st_size - table
-    ) / 3
+    sizes = [(path / "weights.bin").stat().st_size - table for path in (whole, small)]
+    assert sizes[1] < sizes[0] / 2
     for file in ("model.onnx", "head.onnx"):
         onnx.checker.check_model(small / file, full_check=True)

@@ -54,7 +54,8 @@ def test_card_says_how_well_each_form_predicts(lstm, random_weights, tmp_path) -
     second = export(first, models, weights_dtype="int8", heldout=lambda _: TEXTS)
     proofs = [load_version(path).manifest.proof for path in (first, second)]
     whole, small = proofs[0]["served_float32_bits_per_character"], proofs[1]["served_int8_bits_per_character"]
-    assert whole == proofs[1]["served_float32_bits_per_character"]
+    # A version has its biases added up and rounded once; what is made of it differs in the last bits.
+    assert math.isclose(whole, proofs[1]["served_float32_bits_per_character"], rel_tol=1e-6)
     assert 0 < abs(whole - small) < 0.05
     card = load_version(second).load_card()
     assert card.startswith("# Letters\n")
