@@ -20,7 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-DIVERGING = LinearSegmentedColormap.from_list("blue-orange", [BLUE, "#ffffff", ORANGE])
+DIVERGING = LinearSegmentedColormap.from_list("blue-orange", [BLUE, "#ffffff", ORANGE], N=17)  # small files
 SYMBOLS = {"forget": "f", "input": "i", "candidate": "C̃", "output": "o"}
 
 BITS_MIN = 1e-5
@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, name: str) -> None:
     """Writes a picture where the guide's pages look for it."""
-    figure.savefig(GUIDE / "figures" / f"{name}.svg", metadata={"Date": None}, transparent=True, dpi=150)
+    figure.savefig(GUIDE / "figures" / f"{name}.svg", metadata={"Date": None}, transparent=True, dpi=100)
 
 
 def new(width: float, height: float) -> Figure:
