@@ -3,8 +3,7 @@
     python -m studies.networks [NETWORK ...]
 
 The recipes hold what each learns at, chosen by `learning_rates`. The checkpoints stay in `runs/`; what is
-committed is what
-they measured: sizes, tokens, bits per character.
+committed is what they measured: sizes, tokens, bits per character. A run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from studies.study import NETWORKS, RUNS, read_checkpoint, read_recipe, read_res
 def main() -> None:
     """Train what was named, or all of them."""
     for network in sys.argv[1:] or NETWORKS:
-        train(recipe_path(network), runs_directory=RUNS)
+        train(recipe_path(network), runs_directory=RUNS, resume=True)
         record(network)
 
 

@@ -40,7 +40,7 @@ UPDATES = 1500
 
 ROWS = 64
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 SEEDS = (1, 2, 3, 4)
 
