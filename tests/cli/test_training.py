@@ -57,6 +57,15 @@ def test_a_recipe_becomes_a_model(run: Run, recipe: str, tmp_path: Path) -> None
     assert lines[0] == "other-tale/1 in models/other-tale/1"
     assert {"What it was measured at", "What its export proved"} <= set(lines)
 
+    small = run("export", "models/other-tale/1", "--weights", "int8", "--recipe", recipe, "--json")
+    assert small.code == 0, small.err
+    assert small.json() == [{"version": "models/other-tale/2"}]
+    proof = run("inspect", "other-tale", "--json").json()[0]["manifest"]["proof"]
+    trained_at = run("inspect", "other-tale/1", "--json").json()[0]["manifest"]["metrics"]
+    served = [proof[f"served_{form}_bits_per_character"] for form in ("float32", "int8")]
+    assert served == pytest.approx([trained_at["heldout_bits_per_character"]] * 2, rel=0.01)
+    assert served[0] == pytest.approx(trained_at["heldout_bits_per_character"], rel=1e-5)
+
 
 def test_a_text_is_enough(run: Run, recipe: str, tmp_path: Path) -> None:
     """No recipe has to be written; what was left out is told, and a text that is none ends it at once."""
@@ -84,7 +93,7 @@ def test_nothing_to_train_on_is_wrong_use(run: Run) -> None:
 
 def test_a_run_that_is_told_to_end_goes_on(run: Run, start: Start, recipe: str) -> None:
     """SIGTERM, as from a scheduler that needs the machine: saved, code 143; then on to the end."""
-    long = ("train", recipe, "--set", "training.tokens=60000", "--set", "training.evaluations=40")
+    long = ("train", recipe, "--set", "training.tokens=40000", "--set", "training.evaluations=8")
     trained = start(*long)
     assert trained.stdout is not None
     assert any(line.startswith("validation") for line in trained.stdout)

@@ -101,6 +101,39 @@ def test_head_of_other_states_is_refused(directory, replace_file) -> None:
         load_version(directory)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda graph: graph.input.remove(graph.input[1]),
+            r"input lengths: expected int32 \[any\], found none",
+        ),
+        (
+            lambda graph: graph.input[1].type.tensor_type.shape.dim[0].Clear(),
+            None,  # free, but without a name: as good
+        ),
+        (
+            lambda graph: setattr(graph.output[0].type.tensor_type.shape.dim[0], "dim_value", 8),
+            r"output log_probabilities: expected float32 \[any, any, 256\], found float32 \[8, any, 256\]",
+        ),
+    ],
+)
+def test_sequence_graph_is_compared_too(directory, replace_file, change, message) -> None:
+    """It serves in fast numerics: rows of any length, and as many as come."""
+
+    def keep_reading_lengths(graph: onnx.GraphProto) -> None:
+        change(graph)
+        if "lengths" not in [given.name for given in graph.input]:  # a constant in its place
+            graph.initializer.append(helper.make_tensor("lengths", TensorProto.INT32, [1], [1]))
+
+    replace_file("sequence.onnx", edited(directory / "sequence.onnx", keep_reading_lengths))
+    if message is None:
+        load_version(directory)
+        return
+    with pytest.raises(SignatureMismatch, match=rf"sequence\.onnx .*: {message}"):
+        load_version(directory)
+
+
 def test_head_without_inputs_is_refused(directory, replace_file) -> None:
     """A prediction that does not depend on the state is none."""
     constant = helper.make_node(
@@ -117,7 +150,7 @@ def test_head_without_inputs_is_refused(directory, replace_file) -> None:
         load_version(directory)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "head.onnx"])
+@pytest.mark.parametrize("name", ["model.onnx", "head.onnx", "sequence.onnx"])
 def test_file_that_is_no_graph_is_refused(directory, replace_file, name) -> None:
     """ONNX Runtime's own words, and the file's name, which they often lack."""
     replace_file(name, b"not a graph")

@@ -6,13 +6,14 @@ import errno
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cellstream.errors import DigestMismatch, ManifestInvalid, ModelFileMissing, RepositoryError
 from cellstream.repository import load_version
 
-FILES = ("model.onnx", "head.onnx", "weights.bin", "tokenizer.json")
+FILES = ("model.onnx", "head.onnx", "sequence.onnx", "weights.bin", "tokenizer.json")
 
 
 def test_whole_version_is_read(directory) -> None:
@@ -21,9 +22,23 @@ def test_whole_version_is_read(directory) -> None:
     assert version.manifest.name == "tiny"
     assert version.manifest_digest == hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest()
     assert (version.step_graph, version.head_graph) == (directory / "model.onnx", directory / "head.onnx")
+    assert version.sequence_graph == directory / "sequence.onnx"
     assert version.tokenizer == directory / "tokenizer.json"
     assert version.load_card() == ""
     assert repr(version) == f"<ModelVersion tiny/1 in {str(directory)!r}>"
+
+
+def test_version_of_before_the_portable_form_is_read(directory, change_manifest) -> None:
+    """What was exported once is served for years; what its manifest does not say has its old meaning."""
+    (directory / "sequence.onnx").unlink()
+
+    def age(values: dict[str, Any]) -> None:
+        del values["files"]["sequence.onnx"], values["sequence_graph"], values["weights_dtype"]
+
+    change_manifest(age)
+    version = load_version(directory)
+    assert version.sequence_graph is None
+    assert version.manifest.weights_dtype == "float32"
 
 
 def test_card_is_read(directory, replace_file) -> None:

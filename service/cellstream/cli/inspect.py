@@ -122,5 +122,7 @@ def _signature(manifest: Manifest) -> Iterator[tuple[str, object]]:
     for output in manifest.outputs:
         shape = ", ".join(map(str, output.shape))
         yield "answers", f"{output.name}: float32 [time, batch, {shape}]"
+    if manifest.sequence_graph:
+        yield "portable", f"{manifest.sequence_graph}: the same without gates, and lengths: int32 [batch]"
     for gate in manifest.gates:
         yield "shows", f"{gate.name}: float32 [time, batch, {gate.shape[0]}, {gate.shape[1]}]"

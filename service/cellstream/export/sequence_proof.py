@@ -3,7 +3,8 @@
 Rows of other lengths than the batch's, 0 among them, from states that no training has seen, whole and cut in
 two. A network may amplify: then a difference in the last bit grows over the steps, with nothing wrong. So
 where the step graph makes more and more of a hair's breadth in its starting states, so many times the
-tolerance is allowed, and rows that end in chaos are left out; single steps have to agree strictly, and all of a network that forgets.
+tolerance is allowed, and rows that end in chaos are left out. Single steps have to agree strictly, and so has
+all of a network that forgets.
 """
 
 from __future__ import annotations
