@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from bench.report import short
 
@@ -75,7 +75,13 @@ def draw_sweep(panels: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             axes.set_xscale("linear" if name == "layers" else "log")
             axes.set_xticks(at, [f"{tick:,}" for tick in ticks])
             axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if name in ("layers", "idle"):
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.set_xlabel(panel["axis"])
         axes.set_ylabel("CPU µs a token")
         axes.legend(frameon=False, fontsize=8)
