@@ -85,6 +85,34 @@ def test_an_update_is_adamw_on_the_clipped_gradient() -> None:
         np.testing.assert_allclose(numpy_weights(network)[name], weight, atol=2e-5)
 
 
+def test_muon_turns_the_matrices_of_the_recurrence_and_adamw_the_rest() -> None:
+    """Muon's first step goes along the gradient's polar factor, by its paper; the reference is an SVD."""
+    network, (window, *_) = model(), token_windows(1)
+    before = numpy_weights(network)
+    stack = Stack(CONFIG)
+    load_weights(stack, before)
+    trace = stack(torch.from_numpy(window.inputs))
+    loss = nn.functional.nll_loss(trace.prediction.flatten(0, 1), torch.from_numpy(window.targets).flatten())
+    loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it without annotations
+    gradients = {name: weight.grad.numpy() for name, weight in stack.named_parameters()}
+    training = Training(tokens=1, optimizer="muon", weight_decay=0)
+    Learner(network, training, "float32").learn(window, learning_rate=0.01)
+    for name, weight in numpy_weights(network).items():
+        step = before[name] - weight
+        if name.startswith("layers.") and weight.ndim == 2:
+            left, _, right = np.linalg.svd(gradients[name], full_matrices=False)
+            polar = left @ right
+            # Five Newton-Schulz steps in bfloat16 come near the polar factor, and not to it.
+            cosine = np.sum(step * polar) / np.linalg.norm(step) / np.linalg.norm(polar)
+            assert cosine > 0.9, name
+            assert np.linalg.norm(step) == pytest.approx(
+                0.01 * 0.2 * max(weight.shape) ** 0.5 * np.linalg.norm(polar), rel=0.3
+            ), name
+        else:
+            moved = np.abs(step[step != 0])
+            assert np.allclose(moved, 0.01, rtol=1e-2), "AdamW's first step has the rate's length"
+
+
 def test_bfloat16_learns_and_keeps_float32_weights() -> None:
     """The weights that are exported were never rounded to 8 bits."""
     network, windows = model(), token_windows(2)
