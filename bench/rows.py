@@ -237,5 +237,11 @@ ROWS: tuple[Row | Gauge, ...] = (
     Row("fast-64", "engine in fast numerics, long feeds of 64 sessions", EXACT, None, _fast(64)),
     Row("int8-1", "engine, weights in 8 bits, 1 session with tokens waiting", FLOAT32, None, _int8(1)),
     Row("int8-64", "engine, weights in 8 bits, 64 sessions with tokens waiting", FLOAT32, None, _int8(64)),
-    Row("train-bf16", "training in bfloat16, 64 windows of 64 tokens", "float32", None, _precisions),
+    Row(
+        "train-bf16",
+        "training in bfloat16, 64 windows of 64 tokens, one thread",
+        "float32",
+        None,
+        _precisions,
+    ),
 )

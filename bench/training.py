@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Literal
 
@@ -42,12 +41,11 @@ class TrainingLoad:
         tokens = np.random.default_rng(seed).integers(0, 256, (2, *shape))
         self._learner = Learner(FusedStack(config), training, precision)
         self._window = Window(tokens[0], tokens[1], fresh=False)
-        self._threads = len(os.sched_getaffinity(0))
 
     def run(self, seconds: float) -> Run:
-        """Updates for so long, with a thread for each core."""
+        """Updates for so long, on one thread: several wait for each other where a core is taken."""
         cpu, began, tokens = time.process_time(), time.perf_counter(), 0
-        with threads_set(self._threads):
+        with threads_set(1):
             while time.perf_counter() - began < seconds:
                 self._learner.learn(self._window, 1e-3)
                 tokens += self._window.inputs.size
