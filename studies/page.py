@@ -39,6 +39,7 @@ def render() -> str:
     return GENERATED + text.substitute(
         networks=networks_table(),
         rates=rates_table(),
+        given_up=given_up_table(),
         anchors=anchors_table(),
         context=curve_table("context"),
         reset=curve_table("reset"),
@@ -98,6 +99,18 @@ def rates_table() -> str:
         cells = (f"**{bits[rate]:.3f}**" if rate == best else _number(bits.get(rate), 3) for rate in rates)
         rows.append((SHORT[network], *cells))
     return _table(("network", *rates), rows)
+
+
+def given_up_table() -> str:
+    """The whole runs that were begun anew: what the validation play said on the way."""
+    given_up = dict(_in_order(read_result("given_up")))
+    steps = sorted({tokens for run in given_up.values() for tokens, _ in run["validation"]})
+    rows = []
+    for network, run in given_up.items():
+        bits = dict(run["validation"])
+        name = f"{SHORT[network]}, {run['learning_rate']:g}"
+        rows.append((name, *(_number(bits.get(step), 2) for step in steps)))
+    return _table(("millions of characters", *(f"{step / 1e6:.1f}" for step in steps)), rows)
 
 
 def anchors_table() -> str:
