@@ -236,6 +236,9 @@ class Registry:
         """End what has waited or been idle too long, as of now."""
         now = self._clock()
         for stream in list(self.streams):
+            # What waits is counted, a feed as one token at least: 100,000 idle handles need no asking.
+            if not stream.queued_tokens:
+                continue
             for handle in list(stream.handles.values()):
                 if handle.current is not None or handle.queue:
                     self._time_out(handle, now)

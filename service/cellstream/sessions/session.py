@@ -59,7 +59,7 @@ class QueuedFeed:
         id: The client's number.
         position: How many tokens the client holds to be applied before these; None: it does not say.
         received_at: When its message was read, seconds of the server's clock.
-        size: About how many tokens it has, for the stream's bound.
+        size: About how many tokens it has, at least 1, for the stream's bound.
     """
 
     id: int
