@@ -53,7 +53,12 @@ def render() -> str:
 def sizes() -> dict[str, str]:
     """Single numbers that the text names."""
     networks, anchors = read_result("networks"), read_result("anchors")
+    measured = {**read_result("memory"), "shipped": read_result("shipped")}
+    named = {name.replace("-", "_"): values for name, values in measured.items() if values}
     return {
+        **{f"{name}_bits": f"{values['bits_per_character']:.2f}" for name, values in named.items()},
+        **{f"{name}_after_16": _at(values["reset"], 32) for name, values in named.items()},
+        **{f"{name}_after_64": _at(values["reset"], 128) for name, values in named.items()},
         "training_characters": f"{anchors['training_characters']:,}",
         "heldout_characters": f"{anchors['heldout_characters']:,}",
         "tokens": f"{networks['lstm']['tokens_seen'] / 1e6:.0f} million",
@@ -174,6 +179,12 @@ def shipped_sentence() -> str:
 
 def _in_order(results: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(network, results[network]) for network in NETWORKS if network in results]
+
+
+def _at(curve: dict[str, Any], distance: int) -> str:
+    """A value of a curve, with its band."""
+    place = curve["distances"].index(distance)
+    return f"{round(curve['bits'][place], 3) + 0.0:.3f} ± {curve['band'][place]:.3f}"
 
 
 def _number(value: float | None, digits: int) -> str:
