@@ -86,10 +86,10 @@ def networks_table() -> str:
         "units",
         "weights",
         "learning rate",
-        "validation",
+        "Twelfth Night",
         "Julius Caesar",
         "The Tempest",
-        "held out",
+        "both",
     )
     return _table(head, rows)
 
