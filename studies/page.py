@@ -54,6 +54,7 @@ def sizes() -> dict[str, str]:
     """Single numbers that the text names."""
     networks, anchors = read_result("networks"), read_result("anchors")
     measured = {**read_result("memory"), "shipped": read_result("shipped")}
+    given_up = read_result("given_up")
     named = {name.replace("-", "_"): values for name, values in measured.items() if values}
     return {
         **{f"{name}_bits": f"{values['bits_per_character']:.2f}" for name, values in named.items()},
@@ -61,6 +62,7 @@ def sizes() -> dict[str, str]:
         **{f"{name}_after_64": _at(values["reset"], 128) for name, values in named.items()},
         "training_characters": f"{anchors['training_characters']:,}",
         "heldout_characters": f"{anchors['heldout_characters']:,}",
+        "lstm_there": f"{dict(networks['lstm']['validation'])[given_up['lstm']['validation'][-1][0]]:.2f}",
         "tokens": f"{networks['lstm']['tokens_seen'] / 1e6:.0f} million",
         "readings": f"{networks['lstm']['tokens_seen'] / anchors['training_characters']:.2f}",
     }
@@ -107,7 +109,7 @@ def rates_table() -> str:
 
 
 def given_up_table() -> str:
-    """The whole runs that were begun anew: what the validation play said on the way."""
+    """Whole runs at other rates than the one used: what the validation play said on the way."""
     given_up = dict(_in_order(read_result("given_up")))
     steps = sorted({tokens for run in given_up.values() for tokens, _ in run["validation"]})
     rows = []
