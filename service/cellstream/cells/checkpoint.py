@@ -108,10 +108,10 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         new.chmod(0o755)
-        _sync(new)
+        sync_directory(new)
         link.symlink_to(new.name, target_is_directory=True)
         link.replace(directory)
-        _sync(directory.parent)
+        sync_directory(directory.parent)
     except BaseException:
         link.unlink(missing_ok=True)
         if directory.resolve() != new.resolve():  # else it came too late: the new one is in use
@@ -170,7 +170,7 @@ def check_weights(config: StackConfig, weights: Mapping[str, NDArray[np.generic]
             )
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Have the names in a directory on the disk, not only the bytes behind them."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

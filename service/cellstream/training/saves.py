@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from cellstream.cells.checkpoint import sync_directory
 from cellstream.errors import TrainingFailed
 
 KEPT = 2
@@ -108,15 +109,6 @@ class Saves:
     def _paths(self) -> list[Path]:
         """Newest first."""
         return sorted(self.directory.glob("*.save"), reverse=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Have the names in a directory on the disk, not only the bytes behind them."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, Any]:
