@@ -13,7 +13,7 @@ from bench import page, plots, report
 from bench.measure import Plan
 from bench.processes import ROOT
 from bench.profile import profile
-from bench.rows import ROWS, Bench
+from bench.rows import ROWS, Bench, Unavailable
 from bench.sweep import Range, sweep
 
 KEPT = ROOT / "build" / "bench"
@@ -53,7 +53,10 @@ def _rows(bench: Bench, only: Sequence[str], file: Path) -> None:
             continue
         print(f"... {row.what}", flush=True)
         said = {"what": row.what, "against": row.against, "goal": row.goal}
-        measured[row.name] = {**said, **row.measure(bench)}
+        try:
+            measured[row.name] = {**said, **row.measure(bench)}
+        except Unavailable as reason:
+            print(f"    left out: {reason}", flush=True)
     print("\n" + report.table(measured) + "\n\n" + report.legend(measured))
     _keep(file, about, "rows", measured)
 

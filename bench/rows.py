@@ -16,6 +16,7 @@ from bench.engine import EngineLoad
 from bench.idle import held_bytes, idle_sessions, kept_bytes, room_for
 from bench.measure import Plan, Side, compare
 from bench.traffic import traffic
+from cellstream.errors import RecipeInvalid
 from cellstream.repository import ModelVersion, Repository
 from cellstream.repository.manifest import WeightsDtype
 from cellstream.testing import write_model
@@ -57,6 +58,10 @@ class Bench:
         """The model."""
         (version,) = Repository(self.models(weights_dtype)).load_all()
         return version
+
+
+class Unavailable(Exception):
+    """This machine cannot run a row; the message says why."""
 
 
 Sides = Callable[[Bench], AbstractContextManager[tuple[Side, Side]]]
@@ -207,7 +212,11 @@ def _precisions(bench: Bench) -> Iterator[tuple[Side, Side]]:
     def load(precision: Literal["float32", "bfloat16"]) -> Side:
         return TrainingLoad(hidden_size=bench.hidden_size, precision=precision, seed=SEED).run
 
-    yield load("bfloat16"), load("float32")
+    try:
+        ours = load("bfloat16")
+    except RecipeInvalid as error:
+        raise Unavailable(error.message) from None
+    yield ours, load("float32")
 
 
 ORT = "bare ONNX Runtime, same graph and call, state in place"

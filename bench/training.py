@@ -13,7 +13,7 @@ from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack
 from cellstream.training.data import Window
 from cellstream.training.learner import Learner
-from cellstream.training.pace import threads_set
+from cellstream.training.pace import check_bfloat16, threads_set
 from cellstream.training.recipe import Training
 
 
@@ -24,6 +24,9 @@ class TrainingLoad:
         hidden_size: Units of each of two layers.
         precision: Of the forward and backward run.
         seed: Of weights and tokens.
+
+    Raises:
+        RecipeInvalid: This machine cannot learn in that precision.
     """
 
     def __init__(self, *, hidden_size: int, precision: Literal["float32", "bfloat16"], seed: int) -> None:
@@ -39,8 +42,11 @@ class TrainingLoad:
         training = Training(tokens=1)
         shape = training.window, training.batch_rows
         tokens = np.random.default_rng(seed).integers(0, 256, (2, *shape))
-        self._learner = Learner(FusedStack(config), training, precision)
+        model = FusedStack(config)
         self._window = Window(tokens[0], tokens[1], fresh=False)
+        if precision == "bfloat16":
+            check_bfloat16(model, self._window)
+        self._learner = Learner(model, training, precision)
 
     def run(self, seconds: float) -> Run:
         """Updates for so long, on one thread: several wait for each other where a core is taken."""

@@ -7,6 +7,7 @@ as long as the best rate is the highest or the lowest tried. The held-out plays 
 from __future__ import annotations
 
 import sys
+from itertools import chain
 
 import torch
 
@@ -14,6 +15,7 @@ from cellstream.cells.stack import FusedStack
 from cellstream.training.data import Splits, load_splits, windows
 from cellstream.training.learner import Learner
 from cellstream.training.measure import bits_per_character
+from cellstream.training.pace import choose_pace
 from cellstream.training.recipe import Recipe
 from cellstream.training.schedule import Schedule
 from studies.study import NETWORKS, RUNS, read_recipe, read_result, write_result
@@ -59,11 +61,13 @@ def short_run(recipe: Recipe, splits: Splits, rate: float) -> float:
     """Train for `TOKENS` tokens at a rate; give the bits per character of the validation play."""
     torch.manual_seed(recipe.seed)
     model = FusedStack(recipe.model.config(splits.tokenizer.vocabulary_size))
-    learner = Learner(model, recipe.training, "bfloat16")
     schedule = Schedule(rate, recipe.training.warmup_ratio, recipe.training.final_ratio)
     rows, window = recipe.training.batch_rows, recipe.training.window
-    tokens = 0
-    for part in windows(splits.training.ids, rows=rows, window=window, seed=recipe.seed):
+    read = windows(splits.training.ids, rows=rows, window=window, seed=recipe.seed)
+    first = next(read)
+    pace = choose_pace(model, recipe.training, first)
+    learner, tokens = Learner(model, recipe.training, pace.precision), 0
+    for part in chain([first], read):
         if tokens >= TOKENS:
             break
         learner.learn(part, schedule.learning_rate(tokens / TOKENS))

@@ -47,8 +47,10 @@ def test_every_row_runs_once_and_leaves_its_raw_numbers(tmp_path: Path) -> None:
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads(file.read_text())["rows"]
 
-    assert list(rows) == [row.name for row in ROWS]
-    for row in ROWS:
+    able = [row for row in ROWS if row.name in rows]
+    assert [row.name for row in ROWS if row not in able] in ([], ["train-bf16"])
+    assert ("training.precision: bfloat16 is more" in ran.stdout) == (len(able) < len(ROWS))
+    for row in able:
         assert row.name in ran.stdout
         found = rows[row.name]
         if isinstance(row, Gauge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import lzma
 import math
 
@@ -12,22 +13,24 @@ import torch
 from torch import nn
 
 from cellstream.cells import StackConfig
+from cellstream.cells.config import CellKind
 from cellstream.cells.stack import FusedStack, Stack, Trace, load_weights, numpy_weights
-from cellstream.errors import TrainingFailed
+from cellstream.errors import RecipeInvalid, TrainingFailed
 from cellstream.training.data import Piece, Window
 from cellstream.training.learner import Learner
 from cellstream.training.measure import bits_per_character, compressors_bits_per_character
-from cellstream.training.pace import Pace, choose_pace, threads_set
+from cellstream.training.muon import orthogonal
+from cellstream.training.pace import Pace, choose_pace, runs_in_bfloat16, threads_set
 from cellstream.training.recipe import Training
 from cellstream.training.schedule import Budget, Schedule
 
 CONFIG = StackConfig(cell="lstm", layers=2, hidden_size=8, embedding_size=4, vocabulary_size=11, dropout=0.0)
 
 
-def model(seed: int = 0) -> FusedStack:
+def model(seed: int = 0, cell: CellKind = "lstm") -> FusedStack:
     """A tiny one."""
     torch.manual_seed(seed)
-    return FusedStack(CONFIG)
+    return FusedStack(dataclasses.replace(CONFIG, cell=cell))
 
 
 def token_windows(count: int, *, time: int = 6, batch: int = 3) -> list[Window]:
@@ -102,7 +105,7 @@ def test_muon_turns_the_matrices_of_the_recurrence_and_adamw_the_rest() -> None:
         if name.startswith("layers.") and weight.ndim == 2:
             left, _, right = np.linalg.svd(gradients[name], full_matrices=False)
             polar = left @ right
-            # Five Newton-Schulz steps in bfloat16 come near the polar factor, and not to it.
+            # Five of Jordan's iterations come near the polar factor, and not to it.
             cosine = np.sum(step * polar) / np.linalg.norm(step) / np.linalg.norm(polar)
             assert cosine > 0.9, name
             assert np.linalg.norm(step) == pytest.approx(
@@ -113,9 +116,31 @@ def test_muon_turns_the_matrices_of_the_recurrence_and_adamw_the_rest() -> None:
             assert np.allclose(moved, 0.01, rtol=1e-2), "AdamW's first step has the rate's length"
 
 
-def test_bfloat16_learns_and_keeps_float32_weights() -> None:
+def by_jordan(matrix: torch.Tensor) -> torch.Tensor:
+    """Muon's iteration as its author wrote it down, in float64; for matrices that are not wide."""
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (30, 30)])
+def test_orthogonal_is_jordans_iteration(shape: tuple[int, int]) -> None:
+    """In float32 and on the smaller square; gradients are as ill conditioned."""
+    generator = torch.Generator().manual_seed(7)
+    matrix = torch.randn(shape, generator=generator) * torch.logspace(0, -4, shape[1])
+    np.testing.assert_allclose(orthogonal(matrix), by_jordan(matrix), atol=2e-4)
+    assert orthogonal(torch.zeros(shape)).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn", "lstm"])
+def test_bfloat16_learns_and_keeps_float32_weights(cell: CellKind) -> None:
     """The weights that are exported were never rounded to 8 bits."""
-    network, windows = model(), token_windows(2)
+    network, windows = model(cell=cell), token_windows(2)
+    if not runs_in_bfloat16(network, windows[0]):
+        assert cell == "lstm", "PyTorch's own code, which runs anywhere"
+        pytest.skip("PyTorch has no LSTM in bfloat16 for this processor")
     learner = Learner(network, Training(tokens=1), "bfloat16")
     losses = [learner.learn(window, 0.02).loss for window in windows * 20]
     assert losses[-1] < losses[0]
@@ -212,8 +237,25 @@ def test_the_learning_rate_rises_then_decays_whole() -> None:
 def test_a_recipe_that_says_its_pace_is_obeyed() -> None:
     """Two runs of the same recipe then differ by nothing."""
     training = Training(tokens=1, precision="bfloat16", threads=3)
-    assert choose_pace(model(), training, token_windows(1)[0]) == Pace("bfloat16", 3)
+    assert choose_pace(model(cell="gru"), training, token_windows(1)[0]) == Pace("bfloat16", 3)
     assert str(Pace("float32", 1)) == "float32 on 1 thread"
+
+
+def test_bfloat16_is_refused_where_pytorch_cannot_and_auto_does_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on processors without AVX-512, where it says that it could not create a primitive descriptor."""
+    network, (window, *_) = model(), token_windows(1)
+
+    def refuse(*arguments: object) -> object:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor")
+        return torch.lstm(*arguments)
+
+    monkeypatch.setattr("cellstream.cells.stack._RUNS", {"lstm": refuse})
+    with pytest.raises(RecipeInvalid, match="no lstm in it for this processor"):
+        choose_pace(network, Training(tokens=1, precision="bfloat16"), window)
+    assert choose_pace(network, Training(tokens=1), window).precision == "float32"
 
 
 def test_a_trial_leaves_model_threads_and_dice_as_they_were() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from cellstream.cells.stack import FusedStack, States
 from cellstream.errors import TrainingFailed
 from cellstream.training.data import Window
+from cellstream.training.muon import Muon
 from cellstream.training.recipe import Precision, Training
 
 _ADVICE = "a lower learning_rate or gradient_norm_max, or float32, may help."
@@ -37,9 +38,7 @@ class Learner:
     9 / (10 + n), so that the beginning is soon forgotten.
 
     AdamW (Loshchilov & Hutter 2019) for every weight; or, where the recipe says `muon`, Muon for the matrices
-    of the recurrence and AdamW for the embedding, the biases and the head. Muon (Jordan et al. 2024) steps
-    along the nearest orthogonal matrix of the momentum, scaled to the length of AdamW's steps (Liu et al.
-    2025, arXiv:2502.16982), so that one learning rate serves both.
+    of the recurrence and AdamW for the embedding, the biases and the head; one learning rate serves both.
 
     Args:
         model: What learns.
@@ -150,6 +149,5 @@ def _optimizers(model: FusedStack, training: Training) -> list[torch.optim.Optim
         torch.optim.AdamW(others, lr=rate, weight_decay=decay, fused=True)
     ]
     if matrices:
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+        optimizers.append(Muon(matrices, lr=rate, weight_decay=decay))
     return optimizers

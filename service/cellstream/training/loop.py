@@ -19,7 +19,7 @@ from cellstream.training.display import Display
 from cellstream.training.identity import differences, identity
 from cellstream.training.interrupts import Interrupts
 from cellstream.training.measure import bits_per_character, compressors_bits_per_character
-from cellstream.training.pace import Pace, choose_device, choose_pace, threads_set
+from cellstream.training.pace import Pace, check_bfloat16, choose_device, choose_pace, threads_set
 from cellstream.training.preflight import check_disk, check_memory, check_texts, claimed, memory_bytes
 from cellstream.training.recipe import Recipe, load_recipe
 from cellstream.training.report import draw_report, write_card
@@ -113,18 +113,15 @@ def _begin(
     with _memory_told():
         training = recipe.training
         model = FusedStack(config, training.dropout, forget_bias=training.forget_bias).to(device)
+        first = next(
+            windows(splits.training.ids, rows=training.batch_rows, window=training.window, seed=recipe.seed)
+        )
         if saved is None:
-            first = next(
-                windows(
-                    splits.training.ids,
-                    rows=recipe.training.batch_rows,
-                    window=recipe.training.window,
-                    seed=recipe.seed,
-                )
-            )
-            pace = choose_pace(model, recipe.training, first, device)
+            pace = choose_pace(model, training, first, device)
         else:
             pace = Pace(**saved["pace"])  # another one would round otherwise
+            if pace.precision == "bfloat16":
+                check_bfloat16(model, first)
         run = Run(
             recipe, splits, directory, model=model, pace=pace, identity=identity(recipe, splits), clock=clock
         )

@@ -1,8 +1,9 @@
 """In which precision, and on how many threads, this machine learns fastest just now: a trial tells.
 
-bfloat16 doubles the pace of an LSTM where the processor multiplies matrices in it, and costs time where it
-does not. Two threads nearly double it on an idle machine, and make it eight times slower where other
-processes share the cores, because each waits for the other at every step. No table knows either.
+bfloat16 doubles the pace of an LSTM where the processor multiplies matrices in it; where it does not, it
+costs time, or PyTorch has no LSTM in it at all. Two threads nearly double the pace on an idle machine, and
+make it eight times slower where other processes share the cores, because each waits for the other at every
+step. No table knows either.
 """
 
 from __future__ import annotations
@@ -71,9 +72,14 @@ def choose_pace(model: FusedStack, training: Training, window: Window, device: D
         training: The recipe's part.
         window: What to try on.
         device: Where the model is.
+
+    Raises:
+        RecipeInvalid: The recipe says bfloat16, and this processor cannot.
     """
     precisions: list[Precision] = [training.precision] if training.precision != "auto" else ["float32"]
-    if training.precision == "auto" and (device == "cpu" or torch.cuda.is_bf16_supported()):
+    if training.precision == "bfloat16":
+        check_bfloat16(model, window)
+    elif training.precision == "auto" and runs_in_bfloat16(model, window):
         precisions.append("bfloat16")
     # Beside a GPU the processor's threads have nothing to share.
     cores = torch.get_num_threads() if device == "cpu" else 1
@@ -87,6 +93,38 @@ def choose_pace(model: FusedStack, training: Training, window: Window, device: D
         if tried * GAIN_MIN < seconds:
             chosen, seconds = pace, tried
     return chosen
+
+
+def check_bfloat16(model: FusedStack, window: Window) -> None:
+    """Refuse what this machine cannot do.
+
+    Raises:
+        RecipeInvalid: PyTorch does not run the network in bfloat16 here.
+    """
+    if not runs_in_bfloat16(model, window):
+        raise RecipeInvalid(
+            "training.precision: bfloat16 is more than this machine can do: PyTorch has no "
+            f"{model.config.cell} in it for this processor (x86 takes AVX-512). float32 and auto work "
+            "everywhere: --set training.precision=auto"
+        )
+
+
+def runs_in_bfloat16(model: FusedStack, window: Window) -> bool:
+    """Try one token, and leave the model and the dice as they were."""
+    device = model.head.weight.device
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    inputs = torch.from_numpy(window.inputs[:1, :1])
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            model(inputs)
+    except RuntimeError:  # "could not create a primitive descriptor", of oneDNN
+        return False
+    return True
 
 
 @contextmanager
