@@ -37,7 +37,10 @@ def test_help_lists_every_command_and_the_exit_codes(run: Run) -> None:
     told = plain(helped.out)
     for command in COMMANDS:
         assert f" {command} " in told
-    assert "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 stopped by Ctrl-C." in told
+    assert (
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 stopped by Ctrl-C, 143 by SIGTERM."
+        in told
+    )
 
 
 def test_without_a_command_it_helps(run: Run) -> None:
@@ -71,7 +74,7 @@ def test_a_wrong_command_or_option_is_code_2_with_the_nearest_one(run: Run) -> N
 
 def test_a_missing_extra_says_what_to_install() -> None:
     """The bare install is a client; who trains or serves with it is told the one command that helps."""
-    trained = run_code("sys.modules['torch'] = None", "train", "recipe.toml")
+    trained = run_code("sys.modules['torch'] = None", "train", "--text", ".")
     served = run_code("sys.modules['pydantic_settings'] = None", "serve", "--port", "1")
     assert (trained.returncode, served.returncode) == (1, 1)
     assert "needs torch, which is not installed: pip install 'cellstream[train]'" in trained.stderr

@@ -76,19 +76,25 @@ def test_a_text_is_enough(run: Run, recipe: str, tmp_path: Path) -> None:
     changes = [word for change in small for word in ("--set", change)]
     trained = run("train", "--text", "tales", *changes)
     assert trained.code == 0, trained.err
-    assert "Left out, because they are not UTF-8 text: picture.png." in trained.out
+    assert "Left out, because they are no UTF-8: picture.png (byte 4 is NUL: " in trained.out
     assert trained.err.endswith("Next: cellstream export runs/tales/checkpoint\n")
 
     refused = run("train", recipe, "--text", "tales/picture.png")
-    assert (refused.code, refused.out) == (1, "")
+    assert refused.code == 1
     assert "byte 4 is NUL" in " ".join(refused.err.split())
+    assert not (tmp_path / "runs" / "tale").exists()
 
 
 def test_nothing_to_train_on_is_wrong_use(run: Run) -> None:
-    """Code 2, and both ways to go on."""
-    refused = run("train")
-    assert refused.code == 2
-    assert "give a recipe, or a text by --text" in " ".join(refused.err.replace("│", "").split())
+    """Code 2, and both ways to go on; the same for what is not there."""
+    for arguments, said in (
+        ((), "give a recipe, or a text by --text"),
+        (("nowhere.toml",), "file 'nowhere.toml' does not exist"),
+        (("--text", "nowhere"), "Path 'nowhere' does not exist"),
+    ):
+        refused = run("train", *arguments)
+        assert refused.code == 2
+        assert said.lower() in " ".join(refused.err.replace("│", "").split()).lower()
 
 
 def test_a_run_that_is_told_to_end_goes_on(run: Run, start: Start, recipe: str) -> None:
@@ -107,7 +113,7 @@ def test_a_run_that_is_told_to_end_goes_on(run: Run, start: Start, recipe: str) 
     assert "holds an unfinished run" in refused.err
     resumed = run(*long, "--resume")
     assert resumed.code == 0, resumed.err
-    assert resumed.out.startswith("Going on from token ")
+    assert resumed.out.startswith("Reading the text ...\nGoing on from token ")
     assert "Held out: " in resumed.out
 
 

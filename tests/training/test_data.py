@@ -135,7 +135,7 @@ def test_bytes_of_ones_own_text_are_counted_per_character(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), (b"\xff" * 100, "cannot be read"), (b"short", "too short to hold a part")],
+    [(None, "cannot be read"), (b"\xff" * 100, "is no UTF-8"), (b"short", "too short to hold a part")],
 )
 def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     """Missing, not UTF-8, or nothing left to measure on."""

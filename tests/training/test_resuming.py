@@ -181,6 +181,25 @@ def test_a_damaged_save_is_seen_and_the_one_before_is_given(tmp_path: Path, how:
     assert sorted(tmp_path.iterdir()) == [before]
 
 
+@pytest.mark.parametrize(
+    ("how", "why"), [("folder", "Is a directory"), ("mem", "Input/output error")], ids=["open", "read"]
+)
+def test_a_save_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, how: str, why: str) -> None:
+    """It may be whole: going on from the one before would take it away, and what was learned with it."""
+    saves = Saves(tmp_path)
+    for updates in (99, 100):
+        saves.write(updates, {"updates": updates})
+    newest = tmp_path / "000000000100.save"
+    newest.unlink()
+    if how == "folder":
+        newest.mkdir()
+    else:
+        newest.symlink_to("/proc/self/mem")  # opens, and fails to be read at its begin as a bad disk does
+    with pytest.raises(TrainingFailed, match=f"{newest} cannot be read: {why}"):
+        saves.read()
+    assert newest.exists()
+
+
 def test_a_run_with_a_damaged_save_goes_on_from_the_one_before(
     recipe_path: Path, runs: Path, console: Console, broken_off: Callable[..., None], whole: dict[str, Any]
 ) -> None:

@@ -19,7 +19,10 @@ def command(
     recipe: Annotated[
         Path | None,
         typer.Argument(
-            help="The TOML file that says what to train on what; --text needs none.", show_default=False
+            help="The TOML file that says what to train on what; --text needs none.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
         ),
     ] = None,
     text: Annotated[
@@ -27,6 +30,7 @@ def command(
         typer.Option(
             help="A UTF-8 file, or a folder of them, in place of what the recipe reads.",
             metavar="FILE|FOLDER",
+            exists=True,
             show_default=False,
         ),
     ] = None,

@@ -65,12 +65,13 @@ def train(
     console = console or Console()
     recipe = load_recipe(recipe_path, overrides, text=text)
     directory = runs_directory / recipe.name
+    console.print("Reading the text ...", highlight=False)
+    splits = load_splits(recipe.data, runs_directory)
+    for sentence in splits.notes:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    check_texts(recipe, splits)
     interrupts = Interrupts()
     with claimed(directory), interrupts.handled():
-        splits = load_splits(recipe.data, runs_directory)
-        for sentence in splits.notes:
-            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-        check_texts(recipe, splits)
         run = _begin(recipe, splits, directory, console=console, resume=resume, restart=restart, clock=clock)
         if run.progress.is_finished:
             console.print(

@@ -19,6 +19,8 @@ FILE_RATIO_MAX = 2 * HELD_OUT_RATIO
 TEXT_BYTES_MAX = 256_000_000
 """Read in all. A text is in memory whole, and its tokens take some 16 bytes each while they are made."""
 
+CONVERTING = "`iconv -f LATIN1 -t UTF-8 OLD > NEW` converts a text, where LATIN1 is what it is in."
+
 NAMED_MAX = 5
 """Files that a message names."""
 
@@ -64,14 +66,18 @@ def read_own_text(path: Path, runs_directory: Path) -> OwnText:
     try:
         return _of_folder(path, runs_directory) if path.is_dir() else _of_file(path)
     except OSError as error:
-        raise TrainingFailed(f"The text {path} cannot be read: {error}.") from error
+        raise TrainingFailed(
+            f"The text {error.filename or path} cannot be read: {error.strerror}."
+        ) from error
 
 
 def _of_file(path: Path) -> OwnText:
     try:
         text = _decode(_read(path, TEXT_BYTES_MAX))
     except _NotText as error:
-        raise TrainingFailed(f"The text {path} cannot be read: {error}.") from None
+        raise TrainingFailed(f"The text {path} is no UTF-8: {error}. {CONVERTING}") from None
+    if not text.strip():
+        raise TrainingFailed(f"The text {path} is empty.")
     return _tail_held_out(path, text, f"The trainer's own text, {path.name}")
 
 
@@ -85,19 +91,22 @@ def _of_folder(path: Path, runs_directory: Path) -> OwnText:
         name = file.relative_to(path).as_posix()
         try:
             text = _decode(content)
-        except _NotText:
-            skipped.append(name)
+        except _NotText as error:
+            skipped.append(f"{name} ({error})")
             continue
         if text.strip():
             texts[name] = text
-    notes = () if not skipped else (f"Left out, because they are not UTF-8 text: {_named(skipped)}.",)
+    notes = () if not skipped else (f"Left out, because they are no UTF-8: {_named(skipped)}. {CONVERTING}",)
     if not texts:
         raise TrainingFailed(f"The folder {path} holds no text. {' '.join(notes)}".rstrip())
     source = f"The trainer's own texts, {len(texts):,} files in {path.resolve().name}"
     apart = _whole_files(texts)
     if apart is None:
         parts = _tail_held_out(path, _join(texts.values()), source)
-        how = "The end of the text is held out: there are too few small files to hold out whole ones."
+        how = (
+            f"The end of the text is held out: {len(texts):,} files, of which too few have at most "
+            f"{FILE_RATIO_MAX:.0%} of the text each to hold out whole ones."
+        )
         return OwnText(parts.training, parts.validation, parts.heldout, source, (*notes, how))
     validation, heldout = apart
     how = (
@@ -146,13 +155,11 @@ def _decode(content: bytes) -> str:
         _NotText: It is not UTF-8, or has a NUL byte, which no text has and most other files have.
     """
     if (place := content.find(0)) >= 0:
-        raise _NotText(f"byte {place:,} is NUL; it seems to be no text, or UTF-16")
+        raise _NotText(f"byte {place:,} is NUL: it is no text, or UTF-16")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _NotText(
-            f"byte {error.start:,} (0x{content[error.start]:02x}) is not UTF-8; iconv -t UTF-8 makes it so"
-        ) from None
+        raise _NotText(f"byte {error.start:,} is 0x{content[error.start]:02x}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -91,13 +91,13 @@ class Saves:
             What was kept, and for each newer one that is damaged what is wrong with it.
 
         Raises:
-            TrainingFailed: None is whole.
+            TrainingFailed: None is whole, or one cannot be read: it may be whole, and newer than the next.
         """
         damages: list[str] = []
         for path in self._paths():
             try:
                 return _read(path), damages
-            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 damages.append(f"{path} is damaged: {error}.")
         raise TrainingFailed(" ".join(damages) or f"{self.directory} holds no save of a run.")
 
@@ -112,8 +112,14 @@ class Saves:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        header, payload = file.readline(200), file.read()
+    try:
+        with path.open("rb") as file:
+            header, payload = file.readline(200), file.read()
+    except OSError as error:
+        raise TrainingFailed(
+            f"{path} cannot be read: {error.strerror}. It may be whole: mend that, or take it away to "
+            "go on from the save before."
+        ) from error
     found = _HEADER.fullmatch(header)
     if found is None:
         raise ValueError("its first line is not that of a save which this version reads")
