@@ -121,6 +121,20 @@ def test_a_bpe_that_would_not_give_text_back_is_refused(change: dict[str, object
         tokenizer_from_json(json.dumps(json.loads(BPE.to_json()) | change))
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "none"),
+    [("dropout", 0.1, 0.0), ("end_of_word_suffix", "</w>", ""), ("continuing_subword_prefix", "##", "")],
+)
+def test_a_bpe_whose_tokens_are_left_to_chance_is_refused(part: str, value: object, none: object) -> None:
+    """With dropout, the same text sent twice has other tokens: a session that is resumed would not agree."""
+    content = json.loads(BPE.to_json())
+    content["model"][part] = value
+    with pytest.raises(TokenizerInvalid, match=rf"expected no model\.{part}"):
+        tokenizer_from_json(json.dumps(content))
+    content["model"][part] = none
+    assert tokenizer_from_json(json.dumps(content)).encode(TALE) == BPE.encode(TALE)
+
+
 def test_without_the_library_the_message_says_what_to_install(tmp_path: Path) -> None:
     """Bytes need it not; BPE says which pip install."""
     (tmp_path / "tokenizer.json").write_text(BPE.to_json(), encoding="utf-8")

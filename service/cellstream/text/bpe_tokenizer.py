@@ -28,12 +28,16 @@ TOKEN_BYTES_MAX = 32
 _PLAIN = ("truncation", "padding", "normalizer", "post_processor")
 """Parts of the library's file that would change a text or add to it: tokens would no longer give it back."""
 
+_MODEL_PLAIN = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+"""Parts of its model that would give the same text other tokens each time, or lose the end of a word."""
+
 
 class BpeTokenizer:
     """Runs of bytes as tokens.
 
     Args:
-        text: The library's file: byte-level BPE that holds all bytes, and nothing that changes a text.
+        text: The library's file: byte-level BPE that holds all bytes, and nothing that changes a text or
+            leaves its tokens to chance.
 
     Raises:
         ValueError: It is not that.
@@ -151,11 +155,13 @@ def _check(content: Any) -> None:
     """See that encoding loses nothing, by what the library's file says of itself."""
     match content:
         case {
-            "model": {"type": "BPE"},
+            "model": {"type": "BPE"} as model,
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
             "added_tokens": [],
         }:
-            if found := [name for name in _PLAIN if content.get(name) is not None]:
+            found = [name for name in _PLAIN if content.get(name) is not None]
+            found += [f"model.{name}" for name in _MODEL_PLAIN if model.get(name)]  # 0 and "" are none too
+            if found:
                 raise ValueError(f"expected no {', '.join(found)}")
         case _:
             raise ValueError(
