@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from cellstream.engine import Answer, Engine, Want
 from cellstream.engine.graph import BoundGraph
@@ -134,9 +135,38 @@ def test_results_that_are_not_finite_are_found_on_the_step_graph(
         feed, waiter = feed_of(engine.take_slot(), list(text), Answer(Want.LAST, 0, log_probabilities=True))
         engine.submit(feed)
         heard.append(waiter)
-    _run(engine)
+    # Four of both by the step graph, as it would have without the other; then what is left of the first.
+    assert _run(engine) == [(2, 4), (1, 1)]
     for text, waiter in zip(texts, heard, strict=True):
         _close(waiter.only.outputs["log_probabilities"][0], alone.after(text).output)
+
+
+def test_a_sequence_graph_that_raises_is_told_of_once_and_the_step_graph_serves(
+    make_model: Any, make_engine: Any, make_alone: Any, feed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else notices: answers are right, and bit for bit at that. What is counted is what ran."""
+    version = make_model().version
+    engine, alone = make_engine(version, numerics="fast"), make_alone(version)
+
+    def failing(buffers: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(engine._sequence, "run", failing)
+    text = (1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4)
+    heard = []
+    for _ in range(2):
+        feed, waiter = feed_of(engine.take_slot(), list(text), EVERY)
+        engine.submit(feed)
+        heard.append(waiter)
+    with capture_logs() as entries:
+        assert _run(engine) == [(2, 5), (2, 5), (2, 2)]
+    (entry,) = entries
+    assert str(entry.pop("exc_info")) == "no memory"
+    assert entry == {"event": "sequence_failed", "log_level": "warning", "model": "tiny", "version": "1"}
+    expected = np.stack([alone.after(text[:end]).output for end in range(1, len(text) + 1)])
+    for waiter in heard:
+        found = np.concatenate([progress.outputs["log_probabilities"] for progress in waiter.progress])
+        assert found.tobytes() == expected.tobytes()
 
 
 def test_a_short_feed_waits_for_no_more_than_the_call_that_runs(

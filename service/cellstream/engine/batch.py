@@ -143,7 +143,7 @@ class Call:
 
     Attributes:
         rows: How many sessions stepped.
-        steps: How many steps the call ran.
+        steps: How many steps the call ran, on the graph whose results were committed.
         tokens: How many tokens were committed.
         seconds: How long schedule, run and settle took together.
         queue_seconds: For each feed whose first token this call applied: how long it had waited.

@@ -98,6 +98,7 @@ class Engine:
         self._step_by_step = not checked.steps_independent
         self._graph = RowByRow(manifest, graph) if self.row_by_row else graph
         self._sequence: SequenceGraph | None = None
+        self._sequence_failed = False  # It is told of once.
         self.why_exact: str | None = None
         if numerics == "fast":
             if version.sequence_graph is None:
@@ -221,9 +222,9 @@ class Engine:
         feeds = batch.feeds
         first_steps = [feed for feed in feeds if not feed.applied]
         told: Told = []
-        tokens = 0
+        steps = tokens = 0
         try:
-            tokens = self._run(batch, told)
+            steps, tokens = self._run(batch, told)
         except Exception as error:
             # Our own mistake, or no memory; whatever it is, nobody is left waiting for an answer.
             failure = InternalError.with_new_id()
@@ -235,7 +236,7 @@ class Engine:
             self._tell(told)
         return Call(
             rows=len(feeds),
-            steps=batch.sequence_steps or batch.steps,
+            steps=steps,
             tokens=tokens,
             seconds=self._clock() - started_at,
             queue_seconds=[started_at - feed.received_at for feed in first_steps if feed.applied],
@@ -269,24 +270,27 @@ class Engine:
         want = feed.answer.want
         return want is Want.EVERY_STEP or (want is Want.LAST and left == steps == 1)
 
-    def _run(self, batch: Batch, told: Told) -> int:
+    def _run(self, batch: Batch, told: Told) -> tuple[int, int]:
         """Runs and settles a batch on the graph that it names; where in doubt, on the step graph.
 
         Returns:
-            How many tokens were committed.
+            How many steps ran, and how many tokens were committed.
         """
         feeds = batch.feeds
         parts = self._run_sequence(feeds, batch.sequence_steps) if batch.sequence_steps else None
         if parts is None:
-            return self._step(feeds, batch.steps, told)
-        tokens = 0
+            return batch.steps, self._step(feeds, batch.steps, told)
+        ran = tokens = 0
         for rows, results in parts:
             chosen = [feeds[row] for row in rows]
             if _rows_not_finite(results):
-                tokens += self._step(chosen, min(results.steps, batch.steps), told)
+                steps = min(results.steps, batch.steps)
+                tokens += self._step(chosen, steps, told)
             else:
+                steps = results.steps
                 tokens += self._commit(chosen, _slots(chosen), results, told)
-        return tokens
+            ran = max(ran, steps)
+        return ran, tokens
 
     def _run_sequence(self, feeds: Sequence[Feed], steps: int) -> list[tuple[list[int], Buffers]] | None:
         """Runs up to `steps` tokens of each feed on the sequence graph, and settles nothing.
@@ -300,19 +304,21 @@ class Engine:
         try:
             if special := _special(feeds):
                 self._look_ahead(special, steps)
-            buffers = graph.buffers(len(feeds), steps, gates=False)
-            buffers.inputs[:] = 0  # Beyond a row's length stands a token too, one that there is.
-            for row, feed in enumerate(feeds):
-                following = feed.inputs[feed.applied : feed.applied + steps]
-                buffers.inputs[: len(following), row] = following
-                buffers.lengths[row] = len(following)
-            if not graph.is_sound(buffers.inputs):
+            buffers = graph.filled(feeds, steps)
+            if buffers is None:
                 return None
             self._slab.gather(_slots(feeds), buffers.states)
             graph.run(buffers)
             return list(graph.apart(buffers))
-        except Exception:
-            return None  # The step graph finds whose fault it is.
+        except Exception as error:
+            # The step graph finds whose fault it is; where it finds none, only this tells why `fast` is not.
+            if not self._sequence_failed:
+                self._sequence_failed = True
+                manifest = self.manifest
+                log.warning(
+                    "sequence_failed", model=manifest.name, version=str(manifest.version), exc_info=error
+                )
+            return None
 
     def _step(self, feeds: Sequence[Feed], steps: int, told: Told) -> int:
         """Runs and settles `steps` tokens of each feed; on failure, fewer and fewer at once.

@@ -8,13 +8,14 @@ it, and goes to the step graph, which shows it: see `is_sound`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cellstream.engine.batch import Feed
 from cellstream.engine.graph import BoundGraph, Buffers, Memory, lay_out
 from cellstream.repository.manifest import LENGTHS, Manifest
 
@@ -49,6 +50,23 @@ class SequenceGraph(BoundGraph):
         if inputs.dtype == np.int64:
             return not self.unsound[inputs].any()
         return bool(np.abs(inputs).max() <= VALUE_MAX)
+
+    def filled(self, feeds: Sequence[Feed], steps: int) -> Buffers | None:
+        """The buffers of a call, with up to `steps` tokens of each feed; the states are still to be filled.
+
+        Returns:
+            None where the graph cannot be trusted with these tokens.
+
+        Raises:
+            IndexError: A token is none of the vocabulary.
+        """
+        buffers = self.buffers(len(feeds), steps, gates=False)
+        buffers.inputs[:] = 0  # Beyond a row's length stands a token too, one that there is.
+        for row, feed in enumerate(feeds):
+            following = feed.inputs[feed.applied : feed.applied + steps]
+            buffers.inputs[: len(following), row] = following
+            buffers.lengths[row] = len(following)
+        return buffers if self.is_sound(buffers.inputs) else None
 
     def apart(self, buffers: Buffers) -> Iterator[tuple[list[int], Buffers]]:
         """Cuts what a call read and wrote into rectangles, without what lies beyond a row's length.
