@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _rows(bench: Bench, only: Sequence[str], file: Path) -> None:
     about = report.about(bench)
-    print(report.heading(about), "\n", report.LEGEND, "\n", flush=True)
+    print(report.heading(about, "rows"), "\n", report.LEGEND, "\n", flush=True)
     measured: dict[str, dict[str, Any]] = {}
     for row in ROWS:
         if only and not row.name.startswith(tuple(only)):

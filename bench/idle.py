@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.processes import Server
-from bench.traffic import traffic
+from bench.traffic import Traffic
 
 HANDLES = 4000
 """Sessions of a stream; the server's own bound is a little higher."""
@@ -35,7 +35,7 @@ def idle_sessions(server: Server, sessions: int, *, seed: int, prefix: str = "")
             feeds = min(sessions - first, HANDLES)
             names = f"{prefix}{first}-" if prefix else ""
             load = stack.enter_context(
-                traffic(server, streams=1, feeds=feeds, seed=seed, names=names, messages=1)
+                Traffic(server, streams=1, feeds=feeds, seed=seed, names=names, messages=1)
             )
             load.run(0)
         yield

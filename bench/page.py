@@ -47,7 +47,7 @@ def _read(results: Path, name: str) -> dict[str, Any]:
 
 
 def _about(name: str) -> Callable[[Path], str]:
-    return lambda results: report.heading(_read(results, name)["about"])
+    return lambda results: report.heading(_read(results, name)["about"], name)
 
 
 def _rows(results: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import processes
 from bench.rows import SEED, Bench
-from bench.traffic import traffic
+from bench.traffic import Traffic
 
 PARTS = {
     "ONNX Runtime": ("onnxruntime",),
@@ -49,7 +49,7 @@ def profile(bench: Bench, say: Any = print) -> dict[str, Any]:
         say(f"... {name}", flush=True)
         with (
             processes.service(bench.models()) as server,
-            traffic(server, streams=streams, feeds=feeds, seed=SEED) as load,
+            Traffic(server, streams=streams, feeds=feeds, seed=SEED) as load,
             tempfile.NamedTemporaryFile(suffix=".perf") as file,
         ):
             load.run(bench.plan.warm_up_seconds)

@@ -48,16 +48,24 @@ def about(bench: Bench) -> dict[str, Any]:
     }
 
 
-def heading(about: Mapping[str, Any]) -> str:
-    """What stands above a table."""
+METHODS = {
+    "rows": "{pairs} alternating pairs of {seconds:g} s a side",
+    "sweep": "{pairs} rounds of {seconds:g} s at each place",
+    "profile": "One run of {pairs} × {seconds:g} s under each load",
+}
+"""How often and how long each kind of result was measured."""
+
+
+def heading(about: Mapping[str, Any], kind: str) -> str:
+    """What stands above a table; `kind`: one of `METHODS`."""
     packages = ", ".join(f"{name} {number}" for name, number in about["packages"].items())
     load = f"{about['load_average'][0]:.1f}"
     return (
         f"{about['date'].replace('T', ' ')}, commit {about['commit']}; {about['cpu']}, {about['cores']} "
         f"cores, load average {load} at the start; Python {about['python']}, {packages}. Model: LSTM 2 × "
         f"{about['hidden_size']} over 256 tokens, random weights, top-1; seed {about['seed']}. "
-        f"{about['pairs']} alternating pairs of {about['seconds']:g} s a side, after a warm-up of "
-        f"{about['warm_up_seconds']:g} s; medians."
+        f"{METHODS[kind].format_map(about)}, after a warm-up of {about['warm_up_seconds']:g} s"
+        f"{'' if kind == 'profile' else '; medians'}."
     )
 
 

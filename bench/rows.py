@@ -15,7 +15,7 @@ from bench.bare import Bare
 from bench.engine import EngineLoad
 from bench.idle import held_bytes, idle_sessions, kept_bytes, room_for
 from bench.measure import Plan, Side, compare
-from bench.traffic import traffic
+from bench.traffic import Traffic
 from cellstream.errors import RecipeInvalid
 from cellstream.repository import ModelVersion, Repository
 from cellstream.repository.manifest import WeightsDtype
@@ -165,7 +165,7 @@ def _service(streams: int, feeds: int) -> Sides:
         floor = bare(bench.version(), 64, 1)
         with (
             processes.service(bench.models()) as server,
-            traffic(server, streams=streams, feeds=feeds, seed=SEED) as ours,
+            Traffic(server, streams=streams, feeds=feeds, seed=SEED) as ours,
         ):
             yield ours.run, floor.run
 
@@ -177,8 +177,8 @@ def _ping_pong(bench: Bench) -> Iterator[tuple[Side, Side]]:
     with (
         processes.service(bench.models()) as server,
         processes.echo() as echo,
-        traffic(server, streams=64, feeds=1, seed=SEED) as ours,
-        traffic(echo, streams=64, feeds=1, seed=SEED, echo=True) as floor,
+        Traffic(server, streams=64, feeds=1, seed=SEED) as ours,
+        Traffic(echo, streams=64, feeds=1, seed=SEED, echo=True) as floor,
     ):
         yield ours.run, floor.run
 
@@ -189,8 +189,8 @@ def _beside_idle(bench: Bench) -> Iterator[tuple[Side, Side]]:
         processes.service(bench.models(), **room_for(bench.idle_sessions)) as crowded,
         processes.service(bench.models()) as empty,
         idle_sessions(crowded, bench.idle_sessions, seed=SEED),
-        traffic(crowded, streams=1, feeds=64, seed=SEED) as ours,
-        traffic(empty, streams=1, feeds=64, seed=SEED) as floor,
+        Traffic(crowded, streams=1, feeds=64, seed=SEED) as ours,
+        Traffic(empty, streams=1, feeds=64, seed=SEED) as floor,
     ):
         yield ours.run, floor.run
 

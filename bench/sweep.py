@@ -16,7 +16,7 @@ from bench.engine import EngineLoad
 from bench.idle import idle_sessions, room_for
 from bench.measure import Plan, Run, Side
 from bench.rows import SEED, Bench, bare
-from bench.traffic import traffic
+from bench.traffic import Traffic
 from cellstream.repository import ModelVersion, Repository
 from cellstream.testing import write_model
 
@@ -55,7 +55,7 @@ def _streams(bench: Bench, places: Range) -> Iterator[Lines]:
 
         def line(of: processes.Server, *, is_echo: bool) -> dict[int, Side]:
             return {
-                each: stack.enter_context(traffic(of, streams=each, feeds=1, seed=SEED, echo=is_echo)).run
+                each: stack.enter_context(Traffic(of, streams=each, feeds=1, seed=SEED, echo=is_echo)).run
                 for each in places.streams
             }
 
@@ -69,7 +69,7 @@ def _feeds(bench: Bench, places: Range) -> Iterator[Lines]:
         server = stack.enter_context(processes.service(bench.models()))
         yield {
             f"service, {streams} stream{'s' if streams > 1 else ''}": {
-                each: stack.enter_context(traffic(server, streams=streams, feeds=each, seed=SEED)).run
+                each: stack.enter_context(Traffic(server, streams=streams, feeds=each, seed=SEED)).run
                 for each in places.feeds
             }
             for streams in (1, 8)
@@ -84,7 +84,7 @@ def _idle(bench: Bench, places: Range) -> Iterator[Lines]:
         def side(idle: int) -> Side:
             server = stack.enter_context(processes.service(bench.models(), **room_for(idle)))
             stack.enter_context(idle_sessions(server, idle, seed=SEED))
-            return stack.enter_context(traffic(server, streams=1, feeds=64, seed=SEED)).run
+            return stack.enter_context(Traffic(server, streams=1, feeds=64, seed=SEED)).run
 
         yield {"service, 1 stream × 64 feeds": {idle: side(idle) for idle in places.idle}}
 

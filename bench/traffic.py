@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.client import LoadClient
 from bench.measure import Run
@@ -17,15 +17,12 @@ MESSAGES = 64
 
 
 class Traffic:
-    """Streams × feeds of some tokens a message, against one server.
+    """Streams × feeds of one token a message, ping-pong, against one server; a context that ends them.
 
     Args:
         server: The server.
         streams: How many.
         feeds: Sessions of a stream; a message feeds each of them and asks for the likeliest next token.
-        tokens: Tokens of a feed.
-        window: Messages that a stream has under way.
-        connections: How many the streams share.
         seed: Of the tokens.
         echo: Whether the server is the echo, which has to be told its answer.
         names: What the sessions' names begin with, for one stream; empty: they have none.
@@ -38,9 +35,6 @@ class Traffic:
         *,
         streams: int,
         feeds: int,
-        tokens: int = 1,
-        window: int = 1,
-        connections: int = 1,
         seed: int,
         echo: bool = False,
         names: str = "",
@@ -53,13 +47,11 @@ class Traffic:
             server.port,
             [
                 _answer(feeds) if echo else _opening(feeds, names),
-                *(_message(random.integers(0, 256, (feeds, tokens))) for _ in range(messages)),
+                *(_message(random.integers(0, 256, feeds)) for _ in range(messages)),
             ],
             streams=streams,
-            connections=connections,
-            window=window,
             feeds=feeds,
-            tokens=tokens,
+            tokens=1,
             echo=echo,
         )
 
@@ -90,42 +82,13 @@ class Traffic:
             return 0, 0
         return self._server.count("cellstream_tokens_total"), self._server.count("cellstream_steps_total")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """They are open since they were made."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Ends the streams."""
         self._client.close()
-
-
-@contextmanager
-def traffic(
-    server: Server,
-    *,
-    streams: int,
-    feeds: int,
-    tokens: int = 1,
-    window: int = 1,
-    connections: int = 1,
-    seed: int,
-    echo: bool = False,
-    names: str = "",
-    messages: int = MESSAGES,
-) -> Iterator[Traffic]:
-    """A `Traffic` whose streams end on leaving."""
-    made = Traffic(
-        server,
-        streams=streams,
-        feeds=feeds,
-        tokens=tokens,
-        window=window,
-        connections=connections,
-        seed=seed,
-        echo=echo,
-        names=names,
-        messages=messages,
-    )
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def _opening(feeds: int, names: str) -> bytes:
@@ -137,9 +100,9 @@ def _opening(feeds: int, names: str) -> bytes:
     return pb.PredictRequest(opens=opens).SerializeToString()
 
 
-def _message(tokens: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> bytes:
-    """A request that feeds handle after handle the row of its number, tokens [feeds, tokens]."""
-    feeds = [pb.Feed(handle=handle, tokens=pb.Tokens(ids=ids.tolist())) for handle, ids in enumerate(tokens)]
+def _message(tokens: NDArray[np.int64]) -> bytes:
+    """A request that feeds handle after handle the token of its number, [feeds]."""
+    feeds = [pb.Feed(handle=handle, tokens=pb.Tokens(ids=[token])) for handle, token in enumerate(tokens)]
     return pb.PredictRequest(feeds=feeds).SerializeToString()
 
 

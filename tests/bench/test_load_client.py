@@ -54,7 +54,7 @@ async def test_it_counts_what_the_server_absorbed(
     assert first["tokens"] == first["replies"] * feeds * tokens
     assert absorbed == first["tokens"] + second["tokens"]
     assert window <= first["stream_replies_min"] <= first["stream_replies_max"] <= first["replies"]
-    assert 0 < first["p50_ms"] <= first["p99_ms"] <= 1000 * first["seconds"]
+    assert 0 < first["p50_ms"] <= first["p99_ms"] <= 1000 * first["seconds"] + 1e-5  # both are rounded
     assert first["cpu_seconds"] > 0
 
 
