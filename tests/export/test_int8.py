@@ -105,8 +105,8 @@ def test_rows_do_not_see_each_other(wide, random_weights, tmp_path) -> None:
             chosen = np.append(random.choice(511, rows - 1, replace=False), 511)[::-1]
         found = exported.run(tokens[:, chosen], {name: state[chosen] for name, state in states.items()})
         expected, ours = whole.rows(chosen), np.flatnonzero(chosen != 511)
-        for name, array in (found.steps | found.states).items():
-            theirs = (expected.steps | expected.states)[name]
+        for name, array in found.arrays.items():
+            theirs = expected.arrays[name]
             axis = 1 if name in found.steps else 0
             assert array.take(ours, axis).tobytes() == theirs.take(ours, axis).tobytes(), (name, rows)
 

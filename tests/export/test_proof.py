@@ -16,7 +16,8 @@ from rich.console import Console
 from cellstream.cells import StackConfig
 from cellstream.errors import ExportUnproven
 from cellstream.export.building import build
-from cellstream.export.proof import TOLERANCE, prove
+from cellstream.export.comparing import TOLERANCE
+from cellstream.export.proof import prove
 from cellstream.export.running import Exported, Trace
 
 
@@ -164,5 +165,5 @@ def test_a_row_alone_in_single_steps_gets_what_it_got_in_company(exported, data)
         before = singles[-1].states
     alone = Trace.join(singles)
 
-    for name, array in (alone.steps | alone.states).items():
-        assert (company.steps | company.states)[name].tobytes() == array.tobytes(), name
+    for name, array in alone.arrays.items():
+        assert company.arrays[name].tobytes() == array.tobytes(), name

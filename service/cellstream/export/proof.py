@@ -15,13 +15,11 @@ kernels for this machine's processor, and a server checks it again on its own; s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -29,17 +27,20 @@ from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack, Stack, load_weights
 from cellstream.errors import ExportUnproven
-from cellstream.export.forms import output_name
+from cellstream.export.comparing import (
+    TOLERANCE,
+    States,
+    differences,
+    listed,
+    random_case,
+    run_by_pytorch,
+)
 from cellstream.export.running import Exported, Trace
 from cellstream.repository.manifest import WeightsDtype
 
-TOLERANCE = 1e-5
-"""How far ONNX Runtime may be from PyTorch, relative to the number where that is above 1. Both compute in
-float32 and sum in another order: below 1e-6 is common, while a wrong gate is at 1e-2."""
-
 TOLERANCE_INT8 = 0.5
-"""The same for weights in 8 bits, whose rounding moved single numbers of trained models by up to 0.2. A gate
-in another's place moves some by 1. How well such a model predicts is measured instead (`measuring.py`)."""
+"""That of weights in 8 bits, whose rounding moved single numbers of trained models by up to 0.2. A gate in
+another's place moves some by 1. How well such a model predicts is measured instead (`measuring.py`)."""
 
 _STEPS, _ROWS = 12, 96
 """Of the run that is compared with PyTorch, and of the one that all others are compared with bit for bit."""
@@ -138,49 +139,17 @@ def _compare_with_pytorch(
         x = inputs[step : step + 1]  # [1, batch] or [1, batch, features]
         found = exported.run(x, states)
         for model, source in ((equations, "the equations"), (fused, f"torch.nn.{config.cell.upper()}")):
-            with torch.no_grad(), one_thread():
-                before = {name: torch.from_numpy(state) for name, state in states.items()}
-                expected = model(torch.from_numpy(x), before)
-            for what, name, theirs, ours in _pairs(config, expected, found):
-                case = f"{name}, step {step} against {source}"
-                difference = difference_within(tolerance, case, theirs.numpy(), ours)
-                largest[what] = max(largest.get(what, 0.0), difference)
+            expected = run_by_pytorch(model, x, states)
+            apart = differences(tolerance, f"step {step} against {source}", expected, found)
+            for name, difference in apart.items():
+                kind = _kind(config, name)
+                largest[kind] = max(largest.get(kind, 0.0), difference)
         states = found.states
     return largest
 
 
-def _pairs(
-    config: StackConfig, expected: Any, found: Trace
-) -> Iterator[tuple[str, str, torch.Tensor, NDArray[np.float32]]]:
-    """What PyTorch gave beside what ONNX Runtime gave: (kind, name, PyTorch's, ours)."""
-    yield "prediction", output_name(config), expected.prediction, found.steps[output_name(config)]
-    for state in config.states:
-        yield "states", state, expected.states[state], found.states[state]
-    for gate in expected.gates:
-        yield "gates", gate, expected.gates[gate], found.steps[gate]
-
-
-def difference_within(
-    tolerance: float, case: str, expected: NDArray[np.float32], found: NDArray[np.float32]
-) -> float:
-    """The largest difference, relative to the number where that is above 1.
-
-    Raises:
-        ExportUnproven: It is above the tolerance, or no number, or the shapes differ.
-    """
-    if expected.shape != found.shape:
-        raise ExportUnproven(f"{case}: expected the shape {expected.shape}, found {found.shape}.")
-    difference = float(np.max(np.abs(expected - found) / np.maximum(1, np.abs(expected)), initial=0.0))
-    if not difference <= tolerance:  # NaN is not
-        raise ExportUnproven(
-            f"{case}: expected a difference of at most {tolerance:.0e}, found {difference:.1e}."
-        )
-    return difference
-
-
-def listed(largest: Mapping[str, float]) -> str:
-    """The largest differences in a line."""
-    return ", ".join(f"{what} {difference:.1e}" for what, difference in largest.items())
+def _kind(config: StackConfig, name: str) -> str:
+    return "states" if name in config.states else "gates" if name in config.gates else "prediction"
 
 
 # ---------------------------------------------------------------- with itself
@@ -189,7 +158,7 @@ def listed(largest: Mapping[str, float]) -> str:
 def _compare_cuts(
     exported: Exported,
     inputs: NDArray[Any],
-    states: dict[str, NDArray[np.float32]],
+    states: States,
     random: np.random.Generator,
 ) -> int:
     """Run the same steps in other cuts, without the gates, and through the head; how many cuts there were."""
@@ -211,7 +180,7 @@ def _compare_cuts(
 def _compare_batches(
     exported: Exported,
     inputs: NDArray[Any],
-    states: dict[str, NDArray[np.float32]],
+    states: States,
     random: np.random.Generator,
 ) -> tuple[int, str]:
     """Run the same rows in other batches and orders; how many there were, and what differed, if anything."""
@@ -228,43 +197,11 @@ def _compare_batches(
 
 
 def _same_trace(case: str, expected: Trace, found: Trace) -> None:
-    for name, array in {**found.steps, **found.states}.items():
-        _same(f"{name}, {case}", {**expected.steps, **expected.states}[name], array)
+    for name, array in found.arrays.items():
+        _same(f"{name}, {case}", expected.arrays[name], array)
 
 
 def _same(case: str, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
     if not np.array_equal(expected.view(np.int32), found.view(np.int32)):
         largest = np.max(np.abs(expected - found))
         raise ExportUnproven(f"{case}: expected the same bits, found a difference of {largest:.1e}")
-
-
-# ---------------------------------------------------------------- what is run
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for a few rows more only wait for each other, for minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def random_case(
-    config: StackConfig, random: np.random.Generator, steps: int, rows: int
-) -> tuple[NDArray[Any], dict[str, NDArray[np.float32]]]:
-    """Inputs and starting states that no training has seen; the first row starts as a new session does."""
-    inputs: NDArray[Any]
-    if config.input == "tokens":
-        inputs = random.integers(0, config.outputs_size, (steps, rows))
-    else:
-        inputs = random.normal(size=(steps, rows, config.outputs_size)).astype(np.float32)
-    states = {}
-    for name in config.states:
-        # Hidden states lie between -1 and 1; a cell state has no bounds.
-        spread = random.uniform(-1, 1, (rows, config.layers, config.hidden_size))
-        states[name] = (spread if name == "hidden" else 3 * spread).astype(np.float32)
-        states[name][0] = 0
-    return inputs, states

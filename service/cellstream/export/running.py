@@ -29,6 +29,11 @@ class Trace:
     steps: dict[str, NDArray[np.float32]]
     states: dict[str, NDArray[np.float32]]
 
+    @property
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """All of it, by name."""
+        return self.steps | self.states
+
     def rows(self, rows: NDArray[np.int64]) -> Trace:
         """The trace of these rows only."""
         return Trace(

@@ -2,8 +2,8 @@
 
 Rows of other lengths than the batch's, 0 among them, from states that no training has seen, whole and cut in
 two. A network may amplify: then a difference in the last bit grows over the steps, with nothing wrong. So
-where the step graph makes more and more of a hair's breadth in its starting states, so many times the
-tolerance is allowed, and rows that end in chaos are left out. Single steps have to agree strictly, and so has
+where the step graph makes more and more of a hair's breadth in its states, so many times the tolerance is
+allowed, and rows that end in chaos are left out. Single steps have to agree strictly, and so has
 all of a network that forgets.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -22,8 +21,15 @@ from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack, load_weights
 from cellstream.export.building import SEQUENCE_FILE
+from cellstream.export.comparing import (
+    TOLERANCE,
+    States,
+    differences,
+    listed,
+    random_case,
+    run_by_pytorch,
+)
 from cellstream.export.forms import output_name
-from cellstream.export.proof import TOLERANCE, difference_within, listed, one_thread, random_case
 from cellstream.export.running import Exported, Trace, session_of
 from cellstream.repository.manifest import LENGTHS
 
@@ -38,8 +44,6 @@ _CHAOS = 1e-2
 """Where so much would have to be allowed, nothing is compared: a wrong gate would pass."""
 
 _SEED = 20_261_125
-
-States = dict[str, NDArray[np.float32]]
 
 
 class Sequence:
@@ -106,23 +110,19 @@ def prove_sequence(
             before = {name: state[row : row + 1] for name, state in case.states.items()}
             ours = _row(found, row, length)
             if not length:
-                for name, state in before.items():
-                    difference_within(0.0, f"{where}, {name}", state, ours.states[name])
+                differences(0.0, where, Trace({}, before), ours)
                 continue
             expected = step.run(inputs, before, gates=False)
             allowed = TOLERANCE * _growth(step, inputs, before, expected)
             if allowed > _CHAOS:
                 continue
             for source, theirs in (
-                ("pytorch", _by_pytorch(fused, config, inputs, before)),
+                ("pytorch", run_by_pytorch(fused, inputs, before)),
                 ("step", expected),
                 ("cut", _row(halves, row, length)),
             ):
-                for name, array in (theirs.steps | theirs.states).items():
-                    difference = difference_within(
-                        allowed, f"{where}, {name} against {source}", array, (ours.steps | ours.states)[name]
-                    )
-                    largest[source] = max(largest[source], difference)
+                apart = differences(allowed, f"{where}, against {source}", theirs, ours)
+                largest[source] = max(largest[source], *apart.values())
             tokens += int(length)
     tell(f"       {listed(largest)} at most, over {tokens:,} steps")
     return {
@@ -156,30 +156,26 @@ def _row(trace: Trace, row: int, length: int) -> Trace:
     return Trace({name: array[:length] for name, array in one.steps.items()}, one.states)
 
 
-def _by_pytorch(model: FusedStack, config: StackConfig, inputs: NDArray[Any], states: States) -> Trace:
-    with torch.no_grad(), one_thread():
-        found = model(
-            torch.from_numpy(np.ascontiguousarray(inputs)),
-            {name: torch.from_numpy(state) for name, state in states.items()},
-        )
-    return Trace(
-        {output_name(config): found.prediction.numpy()},
-        {name: found.states[name].numpy() for name in config.states},
-    )
-
-
 def _growth(step: Exported, inputs: NDArray[Any], states: States, expected: Trace) -> float:
-    """What the step graph makes of a hair's breadth in its starting states: times as much, at least 1.
+    """What the step graph makes of a hair's breadth in its states: times as much, at least 1.
 
-    In the states after the last step beside those before the first, and in the predictions of all steps
-    beside that of the first, because a head may amplify too, and does so at a single step already.
+    A hair is put in before each step, in a row of its own that goes the others' way until then, because a
+    last bit may be lost at any step, and what is made of it differs from step to step. It is looked for in
+    the states after the last step, and in every prediction beside what the newest hair does there: a head
+    may amplify too, and does so at a single step already.
     """
-    if len(inputs) == 1:
+    length = len(inputs)
+    if length == 1:
         return 1.0
-    moved = step.run(inputs, {name: state + np.float32(_HAIR) for name, state in states.items()}, gates=False)
-    ((name, prediction),) = expected.steps.items()
-    apart = np.abs(moved.steps[name] - prediction).max(axis=(1, 2))  # [time]
-    of_states = max(
-        float(np.abs(moved.states[name] - after).max()) for name, after in expected.states.items()
-    )
-    return max(1.0, of_states / _HAIR, float(apart.max() / max(apart[0], _LAST_BIT)))
+    ((name, predictions),) = expected.steps.items()
+    growth = 1.0
+    rows = {state: np.repeat(array, length, axis=0) for state, array in states.items()}
+    for at in range(length):
+        for array in rows.values():
+            array[at] += np.float32(_HAIR)
+        moved = step.run(np.repeat(inputs[at : at + 1], length, axis=1), rows, gates=False)
+        rows = moved.states
+        apart = np.abs(moved.steps[name][0] - predictions[at]).max(axis=1)[: at + 1]  # [hairs so far]
+        growth = max(growth, float(apart.max() / max(apart[at], _LAST_BIT)))
+    of_states = (float(np.abs(rows[state] - after).max()) for state, after in expected.states.items())
+    return max(growth, *(difference / _HAIR for difference in of_states))
