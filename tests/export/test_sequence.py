@@ -144,7 +144,8 @@ def test_a_network_that_amplifies_is_proven_too(random_weights, tmp_path, cell, 
     config = StackConfig(cell=cell, layers=2, hidden_size=24, embedding_size=4, vocabulary_size=9)
     weights = {name: scale * weight for name, weight in random_weights(config, seed).items()}
     build(config, weights).write(tmp_path)
-    assert 30 < prove_sequence(config, weights, tmp_path)["sequence_steps"] < 581  # the longest rows are chaos
+    compared = prove_sequence(config, weights, tmp_path)["sequence_steps"]
+    assert 30 < compared < 300  # the long rows are chaos
 
 
 def drop_lengths(graph: onnx.GraphProto) -> None:

@@ -7,9 +7,9 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from cellstream.cells.checkpoint import Weights
 from cellstream.cells.config import StackConfig
@@ -89,11 +89,7 @@ def write_version(
     target = models_directory / name / str(version)
     _refuse_existing(target)
     graphs = build(config, weights, weights_dtype)
-
-    models_directory.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}-{version}-", dir=models_directory))
-    try:
-        staging.chmod(0o755)  # mkdtemp's folder is its maker's alone, and a server often runs as another user
+    with _whole_or_not_at_all(target) as staging:
         graphs.write(staging)
         if tokenizer_json is not None:
             (staging / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
@@ -104,18 +100,9 @@ def write_version(
             name=name,
             version=version,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            architecture=_architecture(config),
-            input=_input(config),
-            outputs=(_output(config),),
-            states=_states(config),
-            gates=tuple(Gate(name=gate, shape=(config.layers, config.hidden_size)) for gate in config.gates),
-            gates_switch=GATES_SWITCH if config.gates else None,
-            step_graph=STEP_FILE,
-            head_graph=HEAD_FILE,
-            sequence_graph=SEQUENCE_FILE if SEQUENCE_FILE in graphs.files else None,
+            **_signature(config),
+            **_files(staging),
             weights_dtype=weights_dtype,
-            tokenizer=None if tokenizer_json is None else TOKENIZER_FILE,
-            files={path.name: _file(path) for path in sorted(staging.iterdir())},
             training_data_sha256=training_data_sha256,
             metrics=dict(metrics or {}),
             proof=proof,
@@ -123,13 +110,24 @@ def write_version(
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         load_version(staging)
+    return target
+
+
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """A hidden folder to fill, which gets its name at the very end; nothing stays of one that fails."""
+    name, models_directory = target.parent.name, target.parent.parent
+    models_directory.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}-{target.name}-", dir=models_directory))
+    try:
+        staging.chmod(0o755)  # mkdtemp's folder is its maker's alone, and a server often runs as another user
+        yield staging
         _refuse_existing(target)  # someone may have been faster
         target.parent.mkdir(exist_ok=True)
         staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return target
 
 
 def _refuse_existing(target: Path) -> None:
@@ -137,39 +135,49 @@ def _refuse_existing(target: Path) -> None:
         raise SetupError(f"{target} is there already, and a version is never changed: choose another.")
 
 
-def _architecture(config: StackConfig) -> Architecture:
-    return Architecture(
-        cell=config.cell,
-        layers=config.layers,
-        hidden_size=config.hidden_size,
-        embedding_size=config.embedding_size,
-        parameters=config.parameters,
-    )
+def _signature(config: StackConfig) -> dict[str, object]:
+    """What the graphs take, give and carry, by the manifest's names."""
+    of_layers = (config.layers, config.hidden_size)
+    return {
+        "architecture": Architecture(
+            cell=config.cell,
+            layers=config.layers,
+            hidden_size=config.hidden_size,
+            embedding_size=config.embedding_size,
+            parameters=config.parameters,
+        ),
+        "input": Input(
+            name=config.input,
+            kind=config.input,
+            vocabulary_size=config.vocabulary_size,
+            features=config.features,
+        ),
+        "outputs": (
+            Output(
+                name=output_name(config),
+                kind="log_probabilities" if config.input == "tokens" else "values",
+                shape=(config.outputs_size,),
+            ),
+        ),
+        "states": tuple(
+            State(name=name, input=name, output=f"{name}_next", shape=of_layers) for name in config.states
+        ),
+        "gates": tuple(Gate(name=name, shape=of_layers) for name in config.gates),
+        "gates_switch": GATES_SWITCH if config.gates else None,
+    }
 
 
-def _input(config: StackConfig) -> Input:
-    return Input(
-        name=config.input,
-        kind=config.input,
-        vocabulary_size=config.vocabulary_size,
-        features=config.features,
-    )
-
-
-def _output(config: StackConfig) -> Output:
-    kind: Literal["log_probabilities", "values"] = (
-        "log_probabilities" if config.input == "tokens" else "values"
-    )
-    return Output(name=output_name(config), kind=kind, shape=(config.outputs_size,))
-
-
-def _states(config: StackConfig) -> tuple[State, ...]:
-    shape = (config.layers, config.hidden_size)
-    return tuple(State(name=name, input=name, output=f"{name}_next", shape=shape) for name in config.states)
-
-
-def _file(path: Path) -> File:
-    return File(sha256=digest_file(path), bytes=path.stat().st_size)
+def _files(directory: Path) -> dict[str, object]:
+    """What lies in a folder, by the manifest's names, with the digest of every file."""
+    paths = sorted(directory.iterdir())
+    there = {path.name for path in paths}
+    return {
+        "step_graph": STEP_FILE,
+        "head_graph": HEAD_FILE,
+        "sequence_graph": SEQUENCE_FILE if SEQUENCE_FILE in there else None,
+        "tokenizer": TOKENIZER_FILE if TOKENIZER_FILE in there else None,
+        "files": {path.name: File(sha256=digest_file(path), bytes=path.stat().st_size) for path in paths},
+    }
 
 
 def _package_versions() -> dict[str, str]:
