@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from docs.figures import drawing, tables
-from docs.figures.cells import Finding, Play, find, read_play
+from docs.figures.cells import WARM_UP, Finding, Play, find, read_play
 from docs.figures.forgetting import divergences
-from docs.figures.measures import Numbers, surprise_bits
+from docs.figures.measures import Numbers, carried, surprise_bits
 from docs.figures.reading import GUIDE, ROOT, SENTENCE, Trace, as_tokens, load_reader
 
 from cellstream.training import fetch_corpus
@@ -41,11 +41,12 @@ def main() -> None:
         "vanilla RNN": divergences(rnn, works[CONFIRMING]),
         "LSTM": divergences(lstm, works[CONFIRMING]),
     }
-    passage = (GUIDE / "passage.txt").read_text(encoding="utf-8")
+    text = (GUIDE / "passage.txt").read_text(encoding="utf-8")
+    passage, by_rnn = lstm.trace(text), rnn.trace(text)
     values = tables.about(lstm, rnn)
-    values |= write_sentence(lstm.trace(passage), rnn.trace(passage), found, confirming)
-    values |= write_findings(found, lstm.trace(passage))
-    values |= write_memory(confirming, curves)
+    values |= write_sentence(passage, by_rnn, found, confirming)
+    values |= write_findings(found, passage)
+    values |= write_memory(confirming, curves, passage, by_rnn)
     tables.write_values(values)
     print(f"Written to {GUIDE.relative_to(ROOT)} in {time.perf_counter() - started:.0f} s.")
 
@@ -93,20 +94,7 @@ def write_sentence(passage: Trace, by_rnn: Trace, found: Sequence[Finding], play
         "most_surprising_behind": tables.code(trace.text[max(0, worst - 7) : worst + 1].replace("\n", "↵")),
         "most_surprising_bits": f"{bits[worst]:.1f}",
         "most_surprising_once": f"{2 ** bits[worst]:,.0f}",
-        "moved_rnn": f"{moved(top):.0%}",
-        "moved_lstm_cell": f"{moved(trace.states['cell'][:, -1]):.0%}",
-        "moved_lstm_hidden": f"{moved(trace.states['hidden'][:, -1]):.0%}",
     }
-
-
-def moved(states: Numbers) -> float:
-    """How far a cell moves in a step, as a share of how far from zero it is: the median over cells.
-
-    Args:
-        states: [time, units].
-    """
-    steps, sizes = np.abs(np.diff(states, axis=0)).mean(0), np.abs(states).mean(0)
-    return float(np.median(steps / sizes))
 
 
 def write_findings(found: Sequence[Finding], passage: Trace) -> dict[str, str]:
@@ -128,11 +116,17 @@ def write_findings(found: Sequence[Finding], passage: Trace) -> dict[str, str]:
     return values
 
 
-def write_memory(play: Play, curves: dict[str, Numbers]) -> dict[str, str]:
+def write_memory(play: Play, curves: dict[str, Numbers], passage: Trace, by_rnn: Trace) -> dict[str, str]:
     """How long the networks remember, and how decided the gates are."""
+    top = {
+        "C of the LSTM": passage.states["cell"][WARM_UP:, -1],
+        "h of the LSTM": passage.states["hidden"][WARM_UP:, -1],
+        "h of the vanilla RNN": by_rnn.states["hidden"][WARM_UP:, -1],
+    }
     drawing.save(drawing.draw_forgetting(curves), "forgetting")
     drawing.save(drawing.draw_saturation(play), "saturation")
     drawing.save(drawing.draw_half_lives(play), "half-lives")
+    tables.write("carried.md", tables.carried_on(top))
     tables.write("forgetting.md", tables.forgetting(curves))
     tables.write("saturation.md", tables.saturation(play))
     tables.write("half-lives.md", tables.half_lives(play))
@@ -140,6 +134,7 @@ def write_memory(play: Play, curves: dict[str, Numbers]) -> dict[str, str]:
         "forgetting_rnn": tables.bits(float(curves["vanilla RNN"][19])),
         "forgetting_lstm": tables.bits(float(curves["LSTM"][19])),
         "half_life_top": tables.number(float(np.median(play.half_lives[-1]))),
+        "carried_rnn": f"{np.median(carried(top['h of the vanilla RNN'], 1)):.2f}",
     }
 
 

@@ -124,7 +124,7 @@ def find(searched: Play, confirming: Play) -> list[Finding]:
         searched: The play in which all cells are scored.
         confirming: The other one.
     """
-    counts = _search("|r|", _correlations, 0.0, tuple(COUNTS), searched, confirming)
+    counts = _search("|r|", correlations, 0.0, tuple(COUNTS), searched, confirming)
     facts = _search("AUC", _areas, 0.5, tuple(FACTS), searched, confirming)
     return counts + facts
 
@@ -164,10 +164,6 @@ def _search(
             )
         )
     return found
-
-
-def _correlations(features: Numbers, cells: Numbers) -> Numbers:
-    return correlations(features, cells)
 
 
 def _areas(features: Numbers, cell_ranks: Numbers) -> Numbers:

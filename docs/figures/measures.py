@@ -46,6 +46,21 @@ def half_life(forget_log_mean: Numbers) -> Numbers:
     return np.asarray(np.log(0.5) / np.minimum(forget_log_mean, -1e-9))
 
 
+def carried(states: Numbers, steps: int) -> Numbers:
+    """How much of what a cell holds is still there some steps later: Pearson's r of the cell with itself.
+
+    Args:
+        states: [time, units].
+        steps: How many.
+
+    Returns:
+        [units]; 0 for one that never changes.
+    """
+    now, later = (part - part.mean(0) for part in (states[:-steps], states[steps:]))
+    products, scale = (now * later).mean(0), now.std(0) * later.std(0)
+    return np.asarray(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0))
+
+
 def correlations(features: Numbers, cells: Numbers) -> Numbers:
     """Pearson's r of every feature with every cell.
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from docs.figures.cells import GATES, Finding, Play
 from docs.figures.drawing import of_cell
-from docs.figures.measures import Numbers, surprise_bits
+from docs.figures.measures import Numbers, carried, surprise_bits
 from docs.figures.reading import GUIDE, Reader, Trace, as_tokens
 
 GENERATED = GUIDE / "generated"
 DISTANCES = (1, 2, 5, 10, 20, 50, 100, 200)
+CARRIED = (1, 5)
 LIKELY = 3
 
 
@@ -136,6 +137,19 @@ def number(value: float) -> str:
     """A positive number with two significant digits."""
     rounded = float(f"{value:.1e}")
     return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def carried_on(states: Mapping[str, Numbers]) -> str:
+    """What cells still hold some characters later: the typical one, and the steadiest twentieth.
+
+    Args:
+        states: By name, [time, units].
+    """
+    rows = []
+    for name, cells in states.items():
+        found = (np.quantile(carried(cells, steps), (0.5, 0.95)) for steps in CARRIED)
+        rows.append((name, *(f"{typical:.2f} ({steadiest:.2f})" for typical, steadiest in found)))
+    return table(("", *(f"{steps} character{'s' * (steps > 1)} later" for steps in CARRIED)), rows)
 
 
 def forgetting(curves: Mapping[str, Numbers]) -> str:

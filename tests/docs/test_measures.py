@@ -11,6 +11,7 @@ from docs.figures.cells import GATES, Play, find
 from docs.figures.measures import (
     areas,
     by_character,
+    carried,
     correlations,
     divergence_bits,
     half_life,
@@ -38,6 +39,19 @@ def test_half_life_is_where_the_product_of_forget_gates_passes_a_half() -> None:
     left = np.cumprod(gates)
     passed = int((left > 0.5).sum()) + 1
     assert half_life(np.log(gates).mean()) == pytest.approx(passed, abs=1)
+
+
+def test_what_is_carried_is_the_share_that_a_cell_keeps() -> None:
+    """A cell that keeps 0.8 of itself at each step and is written noise holds 0.8³ of it three steps later.
+
+    One far from zero that moves little forgets no less: where a cell stands is not what it remembers.
+    """
+    noise, cells = np.random.default_rng(0).normal(size=(20_000, 3)), np.zeros((20_000, 3))
+    for step in range(1, len(cells)):
+        cells[step] = np.array([0.8, 0.0, 0.0]) * cells[step - 1] + noise[step]
+    cells[:, 1] += 100
+    cells[:, 2] = 7
+    np.testing.assert_allclose(carried(cells, 3), [0.8**3, 0, 0], atol=0.03)
 
 
 def test_correlations_are_those_of_numpy_and_nothing_for_what_never_changes() -> None:
