@@ -57,6 +57,11 @@ def test_a_recipe_becomes_a_model(run: Run, recipe: str, tmp_path: Path) -> None
     assert lines[0] == "other-tale/1 in models/other-tale/1"
     assert {"What it was measured at", "What its export proved"} <= set(lines)
 
+    further = run("train", recipe, "--start", "models/other-tale/1", "--set", "name=further")
+    assert further.code == 0, further.err
+    card = (tmp_path / "runs" / "further" / "checkpoint" / "CARD.md").read_text()
+    assert "Begun with the weights of `other-tale`" in card
+
     small = run("export", "models/other-tale/1", "--weights", "int8", "--recipe", recipe, "--json")
     assert small.code == 0, small.err
     assert small.json() == [{"version": "models/other-tale/2"}]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cellstream.cli.console import console, note, print_json
 from cellstream.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from cellstream.cells.checkpoint import Checkpoint
 
 SIGNALLED = 128
 """What a shell adds to the number of the signal that ended a program."""
@@ -31,6 +34,16 @@ def command(
             help="A UTF-8 file, or a folder of them, in place of what the recipe reads.",
             metavar="FILE|FOLDER",
             exists=True,
+            show_default=False,
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="A checkpoint, or an exported version, to begin with in place of drawn weights.",
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
             show_default=False,
         ),
     ] = None,
@@ -56,7 +69,7 @@ def command(
     """Train a model as a recipe says: progress while it runs, then its numbers on text held out.
 
     --text takes your own text instead of the recipe's, and a small LSTM for ten minutes where there is no
-    recipe.
+    recipe. --start goes on from a model that has learned already, such as models/shakespeare-lstm/2.
 
     Ctrl-C or SIGTERM stops it after the update that runs, and saves it: --resume goes on. After a kill at any
     other moment too, with what was learned since the last save (a minute at most) learned again. The best
@@ -77,6 +90,7 @@ def command(
         checkpoint = train(
             recipe,
             text=text,
+            start=None if start is None else _read_start(start),
             runs_directory=runs,
             console=console(stderr=as_json),
             overrides=dict(_read_change(text) for text in change or ()),
@@ -89,6 +103,12 @@ def command(
         print_json({"checkpoint": str(checkpoint)})
     else:
         note(f"Next: cellstream export {checkpoint}")
+
+
+def _read_start(folder: Path) -> Checkpoint:
+    from cellstream.export import read_checkpoint  # here: few runs need ONNX
+
+    return read_checkpoint(folder)
 
 
 def _read_change(text: str) -> tuple[str, object]:

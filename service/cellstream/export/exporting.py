@@ -60,8 +60,7 @@ def export(
         OSError: The disk is full, or not ours.
     """
     directory = source.resolve()  # training may put a new checkpoint in its place meanwhile
-    made_before = (directory / MANIFEST_FILE).exists()
-    checkpoint = unfold(load_version(directory)) if made_before else load_checkpoint(directory)
+    checkpoint = read_checkpoint(directory)
     name = name or checkpoint.record.name
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     if tokenizer is not None and tokenizer.vocabulary_size != config.vocabulary_size:
@@ -90,6 +89,17 @@ def export(
     if console:
         console.print(f"Wrote {path}")
     return path
+
+
+def read_checkpoint(source: Path) -> Checkpoint:
+    """Read what training left, or make a checkpoint of a version.
+
+    Raises:
+        CheckpointInvalid: It is not whole, or a version that no checkpoint can be made of.
+        RepositoryError: It is a version that no server would load; a subclass says why.
+    """
+    made_before = (source / MANIFEST_FILE).exists()
+    return unfold(load_version(source)) if made_before else load_checkpoint(source)
 
 
 def _examine(

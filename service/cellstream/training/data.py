@@ -69,12 +69,13 @@ class Splits:
         return hashlib.sha256(self.training.text.encode()).hexdigest()
 
 
-def load_splits(data: Data, runs_directory: Path) -> Splits:
+def load_splits(data: Data, runs_directory: Path, tokenizer: Tokenizer | None = None) -> Splits:
     """Read what a recipe asks for.
 
     Args:
         data: What it asks for.
         runs_directory: The corpus is kept in its `data` folder; no text of one's own is read there.
+        tokenizer: What makes the tokens; None: one of the recipe's kind, made of the training text.
 
     Raises:
         RecipeInvalid: The corpus has no work of a name.
@@ -91,7 +92,7 @@ def load_splits(data: Data, runs_directory: Path) -> Splits:
         parts = _corpus_parts(corpus, data)
         source, licence, notes = corpus.source, corpus.licence, ()
     (_, training), *_ = parts
-    tokenizer = _tokenizer(data, training)
+    tokenizer = tokenizer or _tokenizer(data, training)
     pieces = [_piece(name, text, tokenizer) for name, text in parts]
     return Splits(
         tokenizer=tokenizer,

@@ -5,32 +5,39 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from cellstream.cells.checkpoint import Checkpoint
 from cellstream.training.data import Splits
 from cellstream.training.recipe import Recipe
+from cellstream.training.start import weights_sha256
 
 _FREE = {"data.text", "training.save_minutes"}
 """Keys that change nothing that is learned. Of a text its digest counts, not the path to it."""
 
 
-def identity(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """Give all that a run depends on, by name: keys of the recipe, digests of the texts."""
+def identity(recipe: Recipe, splits: Splits, start: Checkpoint | None = None) -> dict[str, Any]:
+    """Give all that a run depends on, by name: keys of the recipe, digests of the texts, its start."""
     named = {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if key not in _FREE}
     for piece in (splits.training, splits.validation, *splits.heldout):
         named[f"the SHA-256 of the text {piece.name!r}"] = _sha256(piece.text)
     # The tokens follow from text and tokeniser.
     named["the SHA-256 of the tokeniser"] = _sha256(splits.tokenizer.to_json())
+    if start is not None:
+        named["the SHA-256 of the weights that it started from"] = weights_sha256(start)
     return named
 
 
-def differences(before: dict[str, Any], recipe: Recipe, splits: Splits) -> list[str]:
+def differences(
+    before: dict[str, Any], recipe: Recipe, splits: Splits, start: Checkpoint | None = None
+) -> list[str]:
     """Say what changed: `training.window was 64, is 32`.
 
     Args:
         before: An identity; that of an older version lacks keys that came since, as if at their defaults.
         recipe: What there is now.
         splits: The texts now.
+        start: What it starts from now.
     """
-    now = identity(recipe, splits)
+    now = identity(recipe, splits, start)
     chosen = _flat(recipe.model_dump(mode="json", exclude_defaults=True))
     new = _flat(recipe.model_dump(mode="json")).keys() - before.keys() - chosen.keys()
     return [

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from cellstream.cells.checkpoint import Checkpoint
 from cellstream.cells.stack import FusedStack, load_weights
 from cellstream.errors import TrainingFailed
 from cellstream.training.data import Splits, load_splits, windows
@@ -25,12 +26,14 @@ from cellstream.training.recipe import Recipe, load_recipe
 from cellstream.training.report import draw_report, write_card
 from cellstream.training.run import Run
 from cellstream.training.saves import Saves
+from cellstream.training.start import check_start, recipe_parts
 
 
 def train(
     recipe_path: Path | None,
     *,
     text: Path | None = None,
+    start: Checkpoint | None = None,
     runs_directory: Path = Path("runs"),
     console: Console | None = None,
     overrides: Mapping[str, object] | None = None,
@@ -45,6 +48,8 @@ def train(
     Args:
         recipe_path: The TOML file; None: the default one, for `text`.
         text: A UTF-8 file, or a folder of them, in place of what the recipe reads.
+        start: What to begin with in place of drawn weights; its tokeniser makes the tokens, and without a
+            recipe its sizes are taken.
         runs_directory: The checkpoint goes to `<runs_directory>/<name>/checkpoint`; saves, log and
             TensorBoard's files lie beside it.
         console: Where progress is shown; None: standard output.
@@ -63,16 +68,20 @@ def train(
         KeyboardInterrupt: The user stopped it (`Stopped`: by a signal); the console says what is kept.
     """
     console = console or Console()
-    recipe = load_recipe(recipe_path, overrides, text=text)
+    recipe = load_recipe(recipe_path, overrides, text=text, parts=recipe_parts(start) if start else None)
+    if start is not None:
+        check_start(start, recipe)
     directory = runs_directory / recipe.name
     console.print("Reading the text ...", highlight=False)
-    splits = load_splits(recipe.data, runs_directory)
+    splits = load_splits(recipe.data, runs_directory, start.tokenizer if start else None)
     for sentence in splits.notes:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     check_texts(recipe, splits)
     interrupts = Interrupts()
     with claimed(directory), interrupts.handled():
-        run = _begin(recipe, splits, directory, console=console, resume=resume, restart=restart, clock=clock)
+        run = _begin(
+            recipe, splits, directory, start, console=console, resume=resume, restart=restart, clock=clock
+        )
         if run.progress.is_finished:
             console.print(
                 f"This run is finished: there is nothing to go on with. {run.kept()}", soft_wrap=True
@@ -85,7 +94,7 @@ def train(
         ):
             display.say(_introduction(recipe, splits, run))
             run.learn(display, interrupts)
-            _finish(run, recipe, splits, console)
+            _finish(run, recipe, splits, start, console)
     return run.checkpoint_directory
 
 
@@ -93,6 +102,7 @@ def _begin(
     recipe: Recipe,
     splits: Splits,
     directory: Path,
+    start: Checkpoint | None,
     *,
     console: Console,
     resume: bool,
@@ -101,7 +111,9 @@ def _begin(
 ) -> Run:
     """Make the run, at its beginning or where it was saved."""
     saves = Saves(directory / "saves")
-    saved = _saved(saves, recipe, splits, console, resume=resume) if saves and not restart else None
+    saved = None
+    if saves and not restart:
+        saved = _saved(saves, recipe, splits, start, console, resume=resume)
     if resume and saved is None:
         console.print(
             f"There is no run to go on with in {directory}: beginning one.", highlight=False, soft_wrap=True
@@ -118,14 +130,15 @@ def _begin(
             windows(splits.training.ids, rows=training.batch_rows, window=training.window, seed=recipe.seed)
         )
         if saved is None:
+            if start is not None:
+                load_weights(model, start.weights)
             pace = choose_pace(model, training, first, device)
         else:
             pace = Pace(**saved["pace"])  # another one would round otherwise
             if pace.precision == "bfloat16":
                 check_bfloat16(model, first)
-        run = Run(
-            recipe, splits, directory, model=model, pace=pace, identity=identity(recipe, splits), clock=clock
-        )
+        named = identity(recipe, splits, start)
+        run = Run(recipe, splits, directory, model=model, pace=pace, identity=named, clock=clock)
     if saved is None:
         saves.clear()
     else:
@@ -134,7 +147,13 @@ def _begin(
 
 
 def _saved(
-    saves: Saves, recipe: Recipe, splits: Splits, console: Console, *, resume: bool
+    saves: Saves,
+    recipe: Recipe,
+    splits: Splits,
+    start: Checkpoint | None,
+    console: Console,
+    *,
+    resume: bool,
 ) -> dict[str, Any] | None:
     """Read the save of the run that is there; None: there is nothing that a new run would destroy."""
     try:
@@ -150,7 +169,7 @@ def _saved(
             f"{saves.directory.parent} holds an unfinished run ({stands}). --resume goes on with it; "
             "--restart throws it away and begins anew."
         )
-    if changed := differences(saved["identity"], recipe, splits):
+    if changed := differences(saved["identity"], recipe, splits, start):
         raise TrainingFailed(
             f"{saves.directory.parent} holds a run of something else: {'; '.join(changed)}. Put that back to "
             "go on with it; train under another name (--set name=...); or throw it away with --restart."
@@ -203,7 +222,7 @@ def _memory_told() -> Iterator[None]:
         ) from error
 
 
-def _finish(run: Run, recipe: Recipe, splits: Splits, console: Console) -> None:
+def _finish(run: Run, recipe: Recipe, splits: Splits, start: Checkpoint | None, console: Console) -> None:
     """Measure the best checkpoint on what was held out, and write it up beside it."""
     assert run.best is not None  # the last evaluation is at the end of the budget
     heldout = splits.heldout
@@ -220,7 +239,7 @@ def _finish(run: Run, recipe: Recipe, splits: Splits, console: Console) -> None:
         **{f"{name}_bits_per_character": value for name, value in named.items()},
     }
     checkpoint = replace(run.best, record=replace(run.best.record, metrics=metrics))
-    card = write_card(recipe, checkpoint, splits, run.pace)
+    card = write_card(recipe, checkpoint, splits, run.pace, start)
     picture = draw_report(run.history, metrics, recipe.name)
     run.finish(checkpoint, {"CARD.md": card.encode(), "report.png": picture})
     console.print(

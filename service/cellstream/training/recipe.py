@@ -177,7 +177,11 @@ class Recipe(_Part):
 
 
 def load_recipe(
-    path: Path | None, overrides: Mapping[str, object] | None = None, *, text: Path | None = None
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    text: Path | None = None,
+    parts: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Recipe:
     """Read a recipe.
 
@@ -185,6 +189,7 @@ def load_recipe(
         path: The TOML file; None: the one of `defaults.py`, for `text`.
         overrides: Values that replace the file's, by dotted key: `{"training.minutes": 2}`.
         text: A file or folder in place of the data that the recipe names; its tokeniser stays.
+        parts: Values that replace those of the recipe of `defaults.py`, by table.
 
     Raises:
         RecipeInvalid: It is not there, is not TOML, or a key is missing, unknown or impossible; the message
@@ -198,6 +203,8 @@ def load_recipe(
             raise RecipeInvalid(f"{path}: {error}") from None
     elif text is not None:
         values = default_recipe(text)
+        for name, part in (parts or {}).items():
+            values[name] = {**values.get(name, {}), **part}
     else:
         raise RecipeInvalid("expected a recipe, or a text of one's own, or both; found neither")
     if text is not None:

@@ -16,6 +16,7 @@ from cellstream.training.data import Splits
 from cellstream.training.history import Evaluation, History, Point
 from cellstream.training.pace import Pace
 from cellstream.training.recipe import Recipe
+from cellstream.training.start import weights_sha256
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the recurrence, AdamW for the rest"}
 _UNITS = {"bytes": "byte of UTF-8", "characters": "character", "bpe": "BPE token"}
@@ -146,7 +147,9 @@ def _minutes(one: Point | Evaluation) -> float:
     return one.seconds / 60
 
 
-def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pace) -> str:
+def write_card(
+    recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pace, start: Checkpoint | None = None
+) -> str:
     """Write the card: what the model is, what it learned from, how well it predicts, what it is not for."""
     config, metrics, training = checkpoint.config, checkpoint.record.metrics, recipe.training
     heldout = " and ".join(piece.name for piece in splits.heldout)
@@ -167,7 +170,7 @@ def write_card(recipe: Recipe, checkpoint: Checkpoint, splits: Splits, pace: Pac
         {splits.validation.name} ({len(splits.validation.text):,} characters). Held out whole: {heldout}."""
     patience = f"; patience {training.patience} evaluations" if training.patience else ""
     run = f"""
-        {metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in
+        {_beginning(start)}{metrics["tokens_seen"]:,.0f} tokens ({readings:.1f} readings of the text) in
         {metrics["seconds"] / 60:.1f} minutes, {pace}; the checkpoint is from token
         {metrics["tokens_at_best"]:,.0f}. Backpropagation through {training.window} steps at
         {training.batch_rows} places of the text, the states carried on; {_OPTIMIZERS[training.optimizer]},
@@ -211,6 +214,15 @@ It imitates the letters of its training text and knows nothing; what it generate
 true. Text of another kind or language surprises it throughout. Nothing was done to find or take away what may
 offend in the training text.
 """
+
+
+def _beginning(start: Checkpoint | None) -> str:
+    """What was there before the first update, in words."""
+    if start is None:
+        return ""
+    seen = start.record.metrics.get("tokens_seen")
+    learned = f", which had learned from {seen:,.0f} tokens" if seen else ""
+    return f"Begun with the weights of `{start.record.name}`{learned} (SHA-256 `{weights_sha256(start)}`). "
 
 
 def _regularisation(recipe: Recipe) -> str:
