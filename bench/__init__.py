@@ -7,8 +7,9 @@
     python -m bench profile                   where a microsecond goes, by library (needs perf)
     python -m bench page                      the docs' tables and figures, from the committed results
     python -m bench publish                   all of these, the results committed ones
+    python -m bench.products                  why weights in 8 bits are stored as they are
 
 Each row sets something of ours beside its floor: the engine or the service beside bare ONNX Runtime on the
-same graph, or the service beside a bare gRPC echo. The two take turns of a second or two, so that a
+same graph, or the service beside a bare gRPC echo. The two take turns of about a second, so that a
 noisy neighbour slows both; the ratio of each pair is kept, and their median is what counts.
 """

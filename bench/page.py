@@ -1,4 +1,4 @@
-"""Puts committed results into the docs: the tables between marks, and the figures beside the page.
+"""Puts committed results into the docs: the tables between marks, and the figures beside a page.
 
 A mark is `<!-- bench: NAME -->`, and what follows it up to `<!-- end -->` is written here, never by hand.
 """
@@ -16,17 +16,18 @@ from bench import plots, report
 from bench.processes import ROOT
 
 RESULTS = ROOT / "bench" / "results"
-PAGE = ROOT / "docs" / "performance.md"
-README = ROOT / "README.md"
+PAGES = tuple(ROOT / file for file in ("docs/performance.md", "docs/export.md", "README.md"))
+"""Where marks are."""
+
 FIGURES = ROOT / "docs" / "performance"
 
 _MARKED = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def write(results: Path = RESULTS) -> None:
-    """Writes the page's tables and figures, and the README's table, from the results in a directory."""
+    """Writes all tables, and the figures, from the results in a directory."""
     FIGURES.mkdir(exist_ok=True)
-    for page in (PAGE, README):
+    for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
     for name, draw in plots.DRAW.items():
         draw(_read(results, name)[name], FIGURES / f"{name}.png")
@@ -50,8 +51,14 @@ def _about(name: str) -> Callable[[Path], str]:
     return lambda results: report.heading(_read(results, name)["about"], name)
 
 
-def _rows(results: Path) -> str:
-    return report.markdown(_read(results, "rows")["rows"])
+def _rows(begin: str = "") -> Callable[[Path], str]:
+    """The rows whose names begin so."""
+
+    def block(results: Path) -> str:
+        rows = _read(results, "rows")["rows"]
+        return report.markdown({name: row for name, row in rows.items() if name.startswith(begin)})
+
+    return block
 
 
 def _latencies(results: Path) -> str:
@@ -95,7 +102,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "about_rows": _about("rows"),
     "about_sweep": _about("sweep"),
     "about_profile": _about("profile"),
-    "rows": _rows,
+    "rows": _rows(),
+    "int8": _rows("int8"),
     "latencies": _latencies,
     "profile": _profile,
     "short": _short,

@@ -33,7 +33,7 @@ def about(bench: Bench) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": os.getloadavg(),
         "system": platform.platform(),
@@ -143,7 +143,8 @@ def _commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """What the machine calls its processor."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]

@@ -7,14 +7,15 @@ over 127, so that 0 stays 0 and nothing is cut off.
 
 At accuracy level 4 the operator rounds the activations to 8 bits too, each block of each row by its own
 largest number: no row sees another. That, and that a row's bits do not depend on how many rows there are, was
-measured for each choice (ONNX Runtime 1.32, AVX-512 with VNNI, K 768, N 1536, B 1 to 512):
+measured for each choice (bench/products.py; ONNX Runtime 1.32, AVX-512 with VNNI, K 768, N 1536, B 1 to 512):
 
     level 4, blocks of 16, 32, 64   the same bits in every batch; 1 row 33, 26, 25 µs (Gemm about 50)
     level 4, blocks of 128, 256     1 or 3 rows differ from many: sessions would depend on each other
     level 0 and 1 (float32)         1 row differs from many, and takes a hundred times as long
 
 So level 4, and of the blocks that hold the promise the largest, which are the fastest and the smallest.
-Another processor has other kernels: the export's proof and the server's check at load look again.
+Another processor has other kernels (with AVX2 every block of level 4 holds it): the export's proof and the
+server's check at load look again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Any runtime that knows standard ONNX runs it. Rows of one call may have different lengths, 0 among them. It
 shows no gates, and its results differ from the step graph's in the last bits, because the operator sums in
-another order; in exchange a long run of one row is up to three times as fast.
+another order; in exchange a long run of one row is several times as fast (row `fast-1` of the bench).
 
 The operator wants its weights as [gates × units, width], gates in an order of its own. They are made of the
 tensors of `weights.bin` by Split, Concat and Transpose in the graph, which a runtime does once, at load: so
