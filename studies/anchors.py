@@ -7,23 +7,13 @@ from: neither the validation play nor the held-out ones.
 
 from __future__ import annotations
 
-import bz2
-import lzma
-from collections.abc import Callable
-
 import numpy as np
 import pyppmd
 
 from cellstream.training.data import load_splits
+from cellstream.training.measure import compressors_bits_per_character
 from studies.ngrams import KneserNey
 from studies.study import RUNS, read_recipe, write_result
-
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "xz": lambda content: lzma.compress(content, preset=9),
-    "bzip2": lambda content: bz2.compress(content, 9),
-    # Its tables must hold all that it has read: with 16 MiB, the default, it would begin anew on the way.
-    "PPMd, order 8": lambda content: pyppmd.compress(content, max_order=8, mem_size=1 << 28),
-}
 
 ORDERS = (5, 6, 7)
 
@@ -31,12 +21,10 @@ ORDERS = (5, 6, 7)
 def main() -> None:
     """Measure them all."""
     splits = load_splits(read_recipe("lstm").data, RUNS)
-    before = splits.training.text.encode()
-    heldout = "".join(piece.text for piece in splits.heldout).encode()
-    bits = {
-        name: 8 * (len(compress(before + heldout)) - len(compress(before))) / len(heldout)
-        for name, compress in COMPRESSORS.items()
-    }
+    training, texts = splits.training.text, [piece.text for piece in splits.heldout]
+    bits = compressors_bits_per_character(training, texts)  # by xz and bzip2, as in each model's card
+    before, heldout = training.encode(), "".join(texts).encode()
+    bits["PPMd, order 8"] = 8 * (len(_ppmd(before + heldout)) - len(_ppmd(before))) / len(heldout)
     for order in ORDERS:
         p = KneserNey(before, order).probabilities(before + heldout, start=len(before))
         bits[f"Kneser–Ney {order}-gram"] = float(-np.log2(p).mean())
@@ -45,6 +33,12 @@ def main() -> None:
     write_result(
         "anchors", {"training_characters": len(before), "heldout_characters": len(heldout), "bits": bits}
     )
+
+
+def _ppmd(text: bytes) -> bytes:
+    # Its tables must hold all that it has read: with 16 MiB, the default, it would begin anew on the way.
+    compressed: bytes = pyppmd.compress(text, max_order=8, mem_size=1 << 28)
+    return compressed
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def sizes() -> dict[str, str]:
         **{f"{name}_after_64": _at(values["reset"], 128) for name, values in named.items()},
         "training_characters": f"{anchors['training_characters']:,}",
         "heldout_characters": f"{anchors['heldout_characters']:,}",
-        "lstm_there": f"{dict(networks['lstm']['validation'])[given_up['lstm']['validation'][-1][0]]:.2f}",
+        "lstm_gained": f"{given_up['lstm']['validation'][-1][1] - networks['lstm']['validation'][-1][1]:.2f}",
+        "over_rnn": f"{_heldout('rnn') - _heldout('lstm'):.2f}",
+        "over_rnn_wide": f"{_heldout('rnn-wide') - _heldout('lstm'):.2f}",
         "tokens": f"{networks['lstm']['tokens_seen'] / 1e6:.0f} million",
         "readings": f"{networks['lstm']['tokens_seen'] / anchors['training_characters']:.2f}",
     }
@@ -181,6 +183,11 @@ def shipped_sentence() -> str:
 
 def _in_order(results: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(network, results[network]) for network in NETWORKS if network in results]
+
+
+def _heldout(network: str) -> float:
+    """Bits per character of both held-out plays."""
+    return float(read_result("networks")[network]["heldout_bits_per_character"])
 
 
 def _at(curve: dict[str, Any], distance: int) -> str:

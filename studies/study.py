@@ -54,7 +54,7 @@ def read_result(name: str) -> Any:
 
 
 def write_result(name: str, values: Any) -> None:
-    """Write a step's results, whole or not at all: small, sorted as given, one line a leaf list."""
+    """Write a step's results, whole or not at all, in the order given."""
     RESULTS.mkdir(exist_ok=True)
     partial = RESULTS / f"{name}.partial"
     partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
