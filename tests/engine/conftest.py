@@ -283,8 +283,7 @@ def make_engine() -> Callable[..., Engine]:
             "clock": _ticking(),
         }
         with pytest.MonkeyPatch.context() as patch:
-            if settings.get("numerics") == "fast":
-                patch.setattr("cellstream.engine.engine.measure_costs", _costs)
+            patch.setattr("cellstream.engine.engine.measure_costs", _costs)
             return Engine(version, **(given | settings))
 
     return make

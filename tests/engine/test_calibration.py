@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cellstream.engine import Answer, Want
+from cellstream.engine import Answer, Engine, Want
 from cellstream.engine.calibration import SelfCheck, measure_costs, self_check
 from cellstream.engine.costs import Costs
-from cellstream.engine.graph import Graph, RowByRow
+from cellstream.engine.graph import Buffers, Graph, RowByRow
 from cellstream.repository import ModelVersion
 
 
@@ -78,31 +79,80 @@ def test_a_session_gets_what_it_gets_alone_from_a_graph_with_a_flaw(
         assert found.tolist() == [[step * (row + 1)] for step in range(1, 8)]
 
 
-def test_costs_are_measured_up_to_the_first_that_takes_too_long(make_model: Any) -> None:
+def _costs(
+    version: ModelVersion, first: float, further: float, row: float = 0.0, *, call_seconds_max: float
+) -> Costs:
+    """What is measured of a graph on a machine where a call takes what is said here, and the clock nothing.
+
+    Args:
+        version: Whose graph runs.
+        first: Seconds of a call of one step.
+        further: Of each further one.
+        row: How much of both each further row adds.
+        call_seconds_max: What a call may take.
+    """
+    graph, now = _graph(version), [0.0]
+    run = graph.run
+
+    def timed(buffers: Buffers) -> None:
+        run(buffers)
+        now[0] += (first + (buffers.steps - 1) * further) * (1 + row * (buffers.rows - 1))
+
+    graph.run = timed  # type: ignore[method-assign]
+    return measure_costs(
+        graph,
+        version.manifest,
+        batch_rows_max=100,
+        call_seconds_max=call_seconds_max,
+        clock=lambda: now[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("call_seconds_max", "rows"), [(0.0005, (1,)), (0.0011, (1, 8)), (0.1, (1, 8, 64, 100))]
+)
+def test_costs_are_measured_up_to_the_first_that_takes_too_long(
+    call_seconds_max: float, rows: tuple[int, ...], make_model: Any
+) -> None:
     """A heavy model must not spend its start on batches that it will never run."""
-    version = make_model().version
-    ticks = iter(range(10_000))
+    costs = _costs(make_model().version, 1e-3, 0.9e-3, row=0.1, call_seconds_max=call_seconds_max)
+    assert costs.rows == rows
+    assert costs.first == pytest.approx([1e-3 * (1 + 0.1 * (each - 1)) for each in rows])
+    # More than one step of eight rows is never run where that one takes too long: so it is not timed either.
+    further = [0.9e-3 * (1 + 0.1 * (each - 1)) for each in rows]
+    assert costs.further == pytest.approx(further if len(rows) != 2 else [further[0], costs.first[1]])
 
-    def measure(call_seconds_max: float) -> Costs:
-        return measure_costs(
-            _graph(version),
-            version.manifest,
-            batch_rows_max=100,
-            call_seconds_max=call_seconds_max,
-            clock=lambda: next(ticks) / 1000,
+
+def test_a_further_step_is_timed_however_heavy_the_model(make_model: Any) -> None:
+    """It is what makes the sequence graph the cheaper one, and it was taken to cost what the first does."""
+    costs = _costs(make_model().version, 13e-3, 7e-3, call_seconds_max=0.01)
+    assert (costs.first, costs.further) == (pytest.approx((13e-3,)), pytest.approx((7e-3,)))
+
+
+def test_a_further_step_never_costs_more_than_a_call_of_one(make_model: Any) -> None:
+    """Only noise says so: whoever ran the one step again and again would be faster."""
+    costs = _costs(make_model().version, 1e-3, 3e-3, call_seconds_max=0.01)
+    assert costs.further == costs.first == pytest.approx([1e-3] * 4)
+
+
+def test_a_machine_that_is_busy_while_a_model_loads_is_not_in_its_costs(make_model: Any) -> None:
+    """The table stays. Here whatever is done takes 50 ms, of which a tiny graph's thread runs for far less.
+
+    Of several threads only a clock on the wall knows how long they take.
+    """
+    ticks = itertools.count()
+    engines = [
+        Engine(
+            make_model().version,
+            slots_max=1,
+            batch_rows_max=4,
+            step_milliseconds_max=1000.0,
+            intra_op_threads=threads,
+            clock=lambda: next(ticks) / 20,
         )
-
-    # A run takes a tick, of one step or of sixteen. Where sixteen times the one would take too long, each
-    # further step is taken to cost what the first did; where not, at least half of its share of the sixteen.
-    for limit, rows, further in [
-        (0.0005, (1,), 0.001),
-        (0.002, (1, 8, 64, 100), 0.001),
-        (0.02, (1, 8, 64, 100), 0.001 / 32),
-    ]:
-        costs = measure(limit)
-        assert costs.rows == rows
-        assert costs.first == pytest.approx((0.001,) * len(rows))
-        assert costs.further == pytest.approx((further,) * len(rows))
+        for threads in (1, 2)
+    ]
+    assert [engine.step_costs.first[0] < 0.05 for engine in engines] == [True, False]
 
 
 def test_a_clock_that_stands_still_gives_costs(make_model: Any) -> None:

@@ -95,6 +95,35 @@ def test_a_call_of_the_sequence_graph_keeps_to_its_time() -> None:
     assert SEQUENCE.call_seconds(1, steps) <= 0.001 < SEQUENCE.call_seconds(1, steps + 1)
 
 
+def test_a_heavy_model_runs_on_the_sequence_graph_too() -> None:
+    """One step takes 12 ms where a call may take 10: a call of the sequence graph takes up to twice as long.
+
+    Costs worked out by hand: six steps in 13 + 5 x 2 = 23 ms, and not the 72 of six single steps.
+    """
+    step, sequence = Costs((1,), (12e-3,), (12e-3,)), Costs((1,), (13e-3,), (2e-3,))
+    scheduler = Scheduler(step, batch_rows_max=64, call_seconds_max=0.01, sequence=sequence)
+    feed = Feed(0, [0] * 100, Answer(Want.NONE), lambda feed, progress: None, 0.0)
+    scheduler.add(feed)
+    found = []
+    while batch := scheduler.next_batch():
+        found.append((batch.steps, batch.sequence_steps))
+        feed.applied += batch.sequence_steps or batch.steps
+        if feed.applied == 100:
+            scheduler.remove(feed)
+    assert found == [(1, 6)] * 16 + [(1, 4)]
+
+
+@pytest.mark.parametrize("sequence", [Costs((1,), (26e-3,), (1e-3,)), Costs((1,), (13e-3,), (12e-3,))])
+def test_a_heavy_model_runs_on_the_sequence_graph_only_where_it_pays(sequence: Costs) -> None:
+    """Where two steps of it take as long as two single ones, the event loop is better had back in between."""
+    step = Costs((1,), (12e-3,), (12e-3,))
+    scheduler = Scheduler(step, batch_rows_max=64, call_seconds_max=0.01, sequence=sequence)
+    scheduler.add(Feed(0, [0] * 100, Answer(Want.NONE), lambda feed, progress: None, 0.0))
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert (batch.steps, batch.sequence_steps) == (1, 0)
+
+
 def test_a_table_prints_itself() -> None:
     """The log has it."""
     assert str(SEQUENCE) == "1: 159+19, 8: 216+85, 64: 770+770"

@@ -187,6 +187,20 @@ def test_a_short_feed_waits_for_no_more_than_the_call_that_runs(
         assert heard.only.done
 
 
+def test_a_model_whose_single_step_takes_too_long_runs_on_it_too(
+    make_model: Any, make_engine: Any, make_alone: Any, feed_of: Any
+) -> None:
+    """0.1 ms a step, and calls of 0.09: one of the sequence graph then takes 0.2 ms, six steps."""
+    version = make_model().version
+    engine = make_engine(version, numerics="fast", step_milliseconds_max=0.09)
+    alone, text = make_alone(version), (1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5)
+    feed, heard = feed_of(engine.take_slot(), list(text), EVERY)
+    engine.submit(feed)
+    assert _run(engine) == [(1, 6), (1, 6), (1, 1)]
+    found = np.concatenate([progress.outputs["log_probabilities"] for progress in heard.progress])
+    _close(found, [alone.after(text[:end]).output for end in range(1, len(text) + 1)])
+
+
 def test_digests_of_exact_and_fast_differ(make_model: Any, make_engine: Any) -> None:
     """Their answers do, in the last bits."""
     version = make_model().version

@@ -24,7 +24,8 @@ _BATCHES = (2, 3, 5, 8, 17, 32, 64)
 """Sizes that take different paths through ONNX Runtime's matrix kernels: odd ones and powers of two."""
 
 _COSTED_ROWS = (1, 8, 64, 512)
-_COSTED_STEPS = 16
+_COSTED_STEPS, _COSTED_STEPS_HEAVY = 16, 4
+"""Steps of the longer calls that are timed, and where so many would take longer than a call may."""
 _COSTING_SECONDS = 0.03
 """For each of at most ten sizes of call."""
 _COSTING_RUNS_MAX = 20
@@ -165,6 +166,7 @@ def measure_costs(
     """Times calls of a few numbers of rows, of one step and of more; the best of several runs each.
 
     Stops at the first number of rows of which one step takes longer than a call may: more will not be run.
+    A single row's further steps are timed all the same: there is nothing smaller to run.
     """
     inputs, states = _fixed(manifest)
 
@@ -189,10 +191,12 @@ def measure_costs(
     costed, firsts, furthers = [], [], []
     for rows in sorted({min(rows, batch_rows_max) for rows in _COSTED_ROWS} | {batch_rows_max}):
         first = further = measure(rows, 1)
-        if first * _COSTED_STEPS <= call_seconds_max:
-            whole = measure(rows, _COSTED_STEPS)
-            # What a call costs beside its steps is at most half of this one, however noisy the machine.
-            further = max((whole - first) / (_COSTED_STEPS - 1), whole / _COSTED_STEPS / 2)
+        if first <= call_seconds_max or rows == 1:
+            steps = _COSTED_STEPS if first * _COSTED_STEPS <= call_seconds_max else _COSTED_STEPS_HEAVY
+            whole = measure(rows, steps)
+            # However noisy the machine: what a call costs beside its steps is at most half of this one, and
+            # at least nothing.
+            further = min(max((whole - first) / (steps - 1), whole / steps / 2), first)
         costed.append(rows)
         firsts.append(first)
         furthers.append(further)

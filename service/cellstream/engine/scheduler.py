@@ -3,8 +3,9 @@
 Continuous batching by step: a batch takes one token from every feed that waits, so a feed of ten thousand
 tokens takes one row of each step and delays nobody, and what a session gets does not depend on how its
 tokens were cut into feeds. Two bounds keep a call short: as many rows, and as many steps, as the cost table
-allows in the time target. Where there is a sequence graph (`fast` numerics) and it is the cheaper for what
-waits, a batch says how many steps of it to run. Same calls, same batches.
+allows in the time target; where one step of one row takes longer, that is what a call has. Where there is a
+sequence graph (`fast` numerics) and it is the cheaper for what waits, a batch says how many steps of it to
+run. Same calls, same batches.
 
 (BatchMaker, EuroSys'18, batches by cell; Orca, OSDI'22, calls it iteration-level scheduling.)
 """
@@ -23,6 +24,10 @@ _EVERY_STEP = Want.EVERY_STEP
 
 STEPS_MAX = 256
 """Steps of one call at most, however cheap: beyond it the fixed cost of a call is far below one percent."""
+
+HEAVY = 2
+"""How many steps' time a call of the sequence graph may take of a model whose single step exceeds the target.
+Whoever arrives meanwhile waits for at most twice the shortest call that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class Scheduler:
     Args:
         costs: What a call of the step graph costs.
         batch_rows_max: Rows of one call at most.
-        call_seconds_max: Target for one call; a single step of a single row may take longer.
+        call_seconds_max: Target for one call. Where a single step of a single row takes longer, calls have
+            that one step, or as many of the sequence graph as take at most `HEAVY` times as long.
         steps_max: Steps of one call at most; 1 for a graph whose results depend on how steps are cut.
         sequence: What a call of the sequence graph costs; None: there is none.
 
@@ -72,6 +78,8 @@ class Scheduler:
         # Likewise of the sequence graph; 0 where it does not pay for so many rows.
         self._sequence_steps_max = [0] * (self.rows_max + 1)
         if sequence is not None:
+            if not fitting[0]:
+                call_seconds_max = HEAVY * costs.call_seconds(1, 1)
             for rows, steps in enumerate(self._steps_max[1:], start=1):
                 longest = min(sequence.steps_within(rows, call_seconds_max), STEPS_MAX)
                 seconds = costs.call_seconds(rows, steps) / (rows * steps)
@@ -128,9 +136,16 @@ class Scheduler:
         """How many steps the sequence graph had best run in place of so many of the step graph; 0: none."""
         assert self._sequence is not None, "whoever asks has seen to it"
         rows, longest = len(feeds), self._sequence_steps_max[len(feeds)]
-        # One with a single token waiting is not held up; and only the step graph shows gates.
-        if steps == 1 or not longest or any(feed.answer.gates for feed in feeds):
+        if not longest or any(map(_needs_step_graph, feeds)):
             return 0
         waiting = [len(feed.inputs) - feed.applied for feed in feeds]
+        if min(waiting) < 2:
+            return 0  # One with a single token waiting, or one to be drawn, is not held up.
         seconds = self._costs.call_seconds(rows, steps) / (rows * steps)
         return sequence_steps(waiting, seconds, self._sequence, longest)
+
+
+def _needs_step_graph(feed: Feed) -> bool:
+    """Whether it asks for what only the step graph shows: gates, and, step by step, the states."""
+    answer = feed.answer
+    return answer.gates or (answer.states and answer.want is _EVERY_STEP)
