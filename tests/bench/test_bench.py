@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import page, plots
+from bench import page, plots, products
 from bench.__main__ import main
 from bench.bare import Bare
 from bench.measure import Plan
@@ -101,6 +102,19 @@ def test_a_profile_names_the_parts_of_a_token() -> None:
     assert parts["Python"] == 0.2
     assert parts["other"] == 0.05
     assert sum(parts.values()) == pytest.approx(1)
+
+
+def test_every_way_to_store_a_weight_is_tried(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each, whatever this machine makes of them."""
+    monkeypatch.setattr(products, "BATCHES", (1, 2))
+    monkeypatch.setattr(products, "TIMED_SECONDS", 0.001)
+    products.main()
+    lines = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    tried = [(level.strip(), block.strip()) for level, block in lines[1:]]
+    blocks = map(str, products.BLOCKS)
+    assert tried == [*itertools.product("410", blocks), ("Gemm, float32", "")]
 
 
 @pytest.mark.parametrize("file", page.PAGES, ids=lambda file: file.name)
