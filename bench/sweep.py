@@ -18,6 +18,7 @@ from bench.measure import Plan, Run, Side
 from bench.rows import SEED, Bench, bare
 from bench.traffic import Traffic
 from cellstream.repository import ModelVersion, Repository
+from cellstream.settings import Settings
 from cellstream.testing import write_model
 
 Lines = dict[str, dict[int, Side]]
@@ -39,10 +40,10 @@ class Range:
 @contextmanager
 def _sessions(bench: Bench, places: Range) -> Iterator[Lines]:
     """One token of every session a step, closed loop."""
-    version = bench.version()
+    version, most = bench.version(), Settings().batch_rows_max
     yield {
         "engine": {each: _loop(version, each) for each in places.sessions},
-        "bare ONNX Runtime": {each: bare(version, min(each, 512), 1).run for each in places.sessions},
+        "bare ONNX Runtime": {each: bare(version, min(each, most), 1).run for each in places.sessions},
     }
 
 
