@@ -59,6 +59,7 @@ def export(
         RepositoryError: The source, or a server would refuse what was written; a subclass says why.
         OSError: The disk is full, or not ours.
     """
+    console = console or Console(quiet=True)
     directory = source.resolve()  # training may put a new checkpoint in its place meanwhile
     checkpoint = read_checkpoint(directory)
     name = name or checkpoint.record.name
@@ -86,8 +87,7 @@ def export(
         training_data_sha256=checkpoint.record.training_data_sha256,
         prove=lambda staging: _examine(checkpoint, staging, weights_dtype, texts, allow_row_by_row, console),
     )
-    if console:
-        console.print(f"Wrote {path}")
+    console.print(f"Wrote {path}")
     return path
 
 
@@ -108,7 +108,7 @@ def _examine(
     weights_dtype: WeightsDtype,
     texts: Mapping[str, str],
     allow_row_by_row: bool,
-    console: Console | None,
+    console: Console,
 ) -> Proof:
     """Prove the graphs of a folder, measure them, and write both into the card there."""
     from cellstream.export.proof import prove  # PyTorch takes seconds to import
@@ -127,7 +127,7 @@ def _examine(
         proof |= prove_sequence(config, weights, staging, console)
     served: dict[WeightsDtype, float] = {}
     sizes: dict[WeightsDtype, int] = {}
-    if texts and console:
+    if texts:
         console.print(f"Measuring on {' and '.join(texts)}, as it is served …", highlight=False)
     with tempfile.TemporaryDirectory(prefix="cellstream-") as folder:
         folders: dict[WeightsDtype, Path] = {"float32": Path(folder), weights_dtype: staging}
@@ -137,8 +137,7 @@ def _examine(
             sizes[form] = graphs_bytes(place)
             if texts and checkpoint.tokenizer is not None:
                 served[form] = bits_per_character(config, place, checkpoint.tokenizer, texts)
-                if console:
-                    console.print(f"       {form}: {served[form]:.4f} bits per character", highlight=False)
+                console.print(f"       {form}: {served[form]:.4f} bits per character", highlight=False)
     card = staging / CARD_FILE
     if card.exists():
         trained = checkpoint.record.metrics.get("heldout_bits_per_character")
