@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import studies
 from studies.networks import validation_curve
 from studies.page import PAGE, render
 from studies.study import NETWORKS, read_recipe
@@ -37,3 +39,12 @@ def test_a_run_s_log_becomes_its_curve(tmp_path: Path) -> None:
 def test_the_page_is_written_from_the_committed_results() -> None:
     """Results without a new page, or a page changed by hand, are noticed."""
     assert PAGE.read_text(encoding="utf-8") == render()
+
+
+def test_every_step_of_the_study_is_listed() -> None:
+    """Whoever repeats it runs the commands that the package names, and no other file is one."""
+    named = re.findall(r"python -m studies\.(\w+)", studies.__doc__ or "")
+    files = Path(studies.__file__).parent.glob("*.py")
+    assert sorted(named) == sorted(
+        file.stem for file in files if 'if __name__ == "__main__":' in file.read_text(encoding="utf-8")
+    )
