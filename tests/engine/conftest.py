@@ -17,7 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from cellstream.cells import StackConfig
 from cellstream.engine import Answer, Engine, Feed, Progress
-from cellstream.engine.costs import Costs
+from cellstream.engine.costs import Costs, Telling
 from cellstream.engine.sequence import SequenceGraph
 from cellstream.export import write_version
 from cellstream.repository import MANIFEST_FILE, Manifest, ModelVersion, digest_file, load_version
@@ -272,10 +272,11 @@ def _costs(graph: Any, *_: Any, **__: Any) -> Costs:
 def make_engine() -> Callable[..., Engine]:
     """Makes an engine that runs up to five steps a call, whatever this machine can do.
 
-    In `fast` numerics it runs up to 41 on the sequence graph: whatever its rows.
+    In `fast` numerics it runs up to 41 on the sequence graph: whatever its rows. Telling costs nothing, or
+    what is said.
     """
 
-    def make(version: ModelVersion, **settings: Any) -> Engine:
+    def make(version: ModelVersion, telling: Telling | None = None, **settings: Any) -> Engine:
         given: dict[str, Any] = {
             "slots_max": 8,
             "batch_rows_max": 8,
@@ -284,6 +285,7 @@ def make_engine() -> Callable[..., Engine]:
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("cellstream.engine.engine.measure_costs", _costs)
+            patch.setattr("cellstream.engine.engine.measure_telling", lambda *_: telling or Telling())
             return Engine(version, **(given | settings))
 
     return make

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cellstream.engine import Answer, Engine, Want
-from cellstream.engine.calibration import SelfCheck, measure_costs, self_check
-from cellstream.engine.costs import Costs
+from cellstream.engine.calibration import SelfCheck, measure_costs, measure_telling, self_check
+from cellstream.engine.costs import Costs, Telling
 from cellstream.engine.graph import Buffers, Graph, RowByRow
 from cellstream.repository import ModelVersion
 
@@ -163,6 +163,16 @@ def test_a_clock_that_stands_still_gives_costs(make_model: Any) -> None:
     )
     assert costs.rows == (1, 4)
     assert all(seconds > 0 for seconds in costs.first + costs.further)
+
+
+def test_telling_is_measured_by_the_number_of_tokens_told(make_model: Any) -> None:
+    """A run takes a tick, of 8 feeds and as many steps as have 2¹⁸ log-probabilities; values have none."""
+    ticks = itertools.count()
+    telling = measure_telling(make_model().version.manifest, lambda: next(ticks) / 1000)
+    steps = 2**18 // (8 * 11)
+    assert telling.top_k == (1, 4, 11)  # Nobody can want more of eleven.
+    assert telling.seconds == pytest.approx([0.001 / (8 * steps)] * 3)
+    assert measure_telling(make_model(kind="values").version.manifest, lambda: 0.0) == Telling()
 
 
 def test_row_by_row_is_the_same_graph(make_model: Any) -> None:

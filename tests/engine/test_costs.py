@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given
 
 from cellstream.engine import Answer, Feed, Want
-from cellstream.engine.costs import RAGGED_MAX, WORTH, Costs, sequence_steps
+from cellstream.engine.costs import RAGGED_MAX, WORTH, Costs, Telling, sequence_steps
 from cellstream.engine.scheduler import Scheduler
 
 STEP = Costs((1, 8, 64), (152e-6, 203e-6, 745e-6), (133e-6, 186e-6, 745e-6))
@@ -93,6 +94,38 @@ def test_a_call_of_the_sequence_graph_keeps_to_its_time() -> None:
     """It holds the event loop as the other does."""
     _, steps = _batch(500, seconds=0.001)
     assert SEQUENCE.call_seconds(1, steps) <= 0.001 < SEQUENCE.call_seconds(1, steps + 1)
+
+
+@pytest.mark.parametrize(
+    ("wants", "steps", "sequence_steps"),
+    [
+        ([], 53, 100),  # None answers at every step: 203 + 52 x 186 µs, and 216 + 99 x 85.
+        ([5] * 8, 28, 40),  # 160 µs more a step: 203 + 27 x 186 + 28 x 160, and 216 + 39 x 85 + 40 x 160.
+        ([5, 9], 41, 69),  # 20 and 36 µs.
+        ([0] * 8, 53, 100),
+        ([500] * 8, 1, 0),  # 16 ms a step: the table ends at 9, and goes on in proportion.
+    ],
+)
+def test_what_feeds_are_told_of_every_step_shortens_their_calls(
+    wants: list[int], steps: int, sequence_steps: int
+) -> None:
+    """It was in no table: twenty most likely tokens of every step made calls of ten times the target."""
+    telling = Telling((1, 5, 9), (4e-6, 20e-6, 36e-6))
+    scheduler = Scheduler(STEP, batch_rows_max=64, call_seconds_max=0.01, sequence=SEQUENCE, telling=telling)
+    for slot in range(8):
+        want = Want.EVERY_STEP if slot < len(wants) else Want.LAST
+        answer = Answer(want, top_k=wants[slot] if slot < len(wants) else 9)
+        scheduler.add(Feed(slot, [0] * 100, answer, lambda feed, progress: None, 0.0))
+    batch = scheduler.next_batch()
+    assert batch is not None
+    assert (batch.steps, batch.sequence_steps) == (steps, sequence_steps)
+
+
+@given(top_k=st.integers(1, 64))
+def test_telling_costs_straight_lines_between_measurements(top_k: int) -> None:
+    """Against numpy's interpolation."""
+    telling = Telling((1, 4, 16, 64), (1e-6, 2e-6, 9e-6, 11e-6))
+    assert telling.step_seconds(top_k) == pytest.approx(np.interp(top_k, telling.top_k, telling.seconds))
 
 
 def test_a_heavy_model_runs_on_the_sequence_graph_too() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cellstream.engine import Answer, Engine, Feed, Progress, Sampling, Want
+from cellstream.engine.costs import Telling
 from cellstream.errors import InternalError, NonFinite, StepFailed, TooManySessions
 
 POISON, OUTSIDE = 9, 99  # As in conftest: a token of NaN, and one that the graph raises on.
@@ -536,6 +537,18 @@ def test_a_call_says_what_it_did(make_model: Any, make_engine: Any, feed_of: Any
     assert engine.oldest_received_at is None  # What waits has begun.
     call = engine.turn()
     assert (call.rows, call.steps, call.tokens, call.queue_seconds) == (1, 1, 1, [])
+
+
+def test_what_is_told_of_every_step_is_part_of_a_calls_time(
+    make_model: Any, make_engine: Any, feed_of: Any
+) -> None:
+    """0.1 ms a step and 0.05 of telling it: three steps in 0.55 ms, where five have nothing to tell."""
+    engine = make_engine(make_model().version, telling=Telling((1,), (0.05e-3,)))
+    for answer, steps in [(Answer(Want.EVERY_STEP, 1), 3), (Answer(Want.LAST, 1), 5)]:
+        feed, _ = feed_of(engine.take_slot(), [1] * 9, answer)
+        engine.submit(feed)
+        assert engine.turn().steps == steps
+        engine.withdraw(feed)
 
 
 def test_a_withdrawn_feed_goes_on_where_it_stopped(

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstream.engine.costs import Costs
-from cellstream.engine.graph import Runs, StepGraph
+from cellstream.engine.batch import Answer, Feed, Want
+from cellstream.engine.costs import Costs, Telling
+from cellstream.engine.graph import Memory, Runs, StepGraph, lay_out
 from cellstream.engine.sampling import uniforms
 from cellstream.engine.sequence import SequenceGraph
+from cellstream.engine.settling import settle
 from cellstream.repository.manifest import Manifest
 
 _ROWS, _STEPS = 64, 5
@@ -29,6 +31,10 @@ _COSTED_STEPS, _COSTED_STEPS_HEAVY = 16, 4
 _COSTING_SECONDS = 0.03
 """For each of at most ten sizes of call."""
 _COSTING_RUNS_MAX = 20
+
+_TOLD_TOP_K = (1, 4, 16, 64)
+_TOLD_ROWS, _TOLD_NUMBERS = 8, 1 << 18
+"""Of the call whose telling is timed: as many log-probabilities as no cache near the core holds."""
 
 
 TOLERANCE = 1e-5
@@ -178,15 +184,7 @@ def measure_costs(
             bound[:] = array[chosen]
         buffers.lengths[:] = steps
         graph.run(buffers)  # The first run of a size lays out its memory.
-        best, began = float("inf"), clock()
-        for _ in range(_COSTING_RUNS_MAX):
-            before = clock()
-            graph.run(buffers)
-            after = clock()
-            best = min(best, after - before)
-            if after - began > _COSTING_SECONDS:
-                break
-        return max(best, 1e-9)  # A clock may stand still.
+        return _fastest(lambda: graph.run(buffers), clock)
 
     costed, firsts, furthers = [], [], []
     for rows in sorted({min(rows, batch_rows_max) for rows in _COSTED_ROWS} | {batch_rows_max}):
@@ -203,6 +201,37 @@ def measure_costs(
         if first > call_seconds_max:
             break
     return Costs(tuple(costed), tuple(firsts), tuple(furthers))
+
+
+def measure_telling(manifest: Manifest, clock: Callable[[], float]) -> Telling:
+    """Times how feeds are told of every step, by how many most likely tokens they want."""
+    vocabulary_size = manifest.input.vocabulary_size
+    if vocabulary_size is None:
+        return Telling()
+    rows, steps = _TOLD_ROWS, max(1, _TOLD_NUMBERS // (_TOLD_ROWS * vocabulary_size))
+    results = lay_out(manifest, rows, steps, False, Memory())
+    results.outputs[0][:] = _fractions(0, results.outputs[0].shape)
+
+    def measure(top_k: int) -> float:
+        answer = Answer(Want.EVERY_STEP, top_k)
+        feeds = [Feed(row, [0] * steps, answer, lambda feed, progress: None, 0.0) for row in range(rows)]
+        return _fastest(lambda: settle(manifest, feeds, results, [steps] * rows, {}), clock) / (rows * steps)
+
+    wanted = tuple(sorted({min(top_k, vocabulary_size) for top_k in _TOLD_TOP_K}))
+    return Telling(wanted, tuple(map(measure, wanted)))
+
+
+def _fastest(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The seconds of the fastest of several runs."""
+    best, began = float("inf"), clock()
+    for _ in range(_COSTING_RUNS_MAX):
+        before = clock()
+        run()
+        after = clock()
+        best = min(best, after - before)
+        if after - began > _COSTING_SECONDS:
+            break
+    return max(best, 1e-9)  # A clock may stand still.
 
 
 def _run(

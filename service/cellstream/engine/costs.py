@@ -1,4 +1,4 @@
-"""What a call costs by its graph, rows and steps, and which graph is the cheaper: tables and arithmetic.
+"""What a call costs by its graph, rows, steps and answers, and which graph is the cheaper.
 
 The step graph runs one step for all rows at a time. The sequence graph runs many steps of few rows at once,
 each row as many as it has tokens: what a step multiplies is then one large product for all steps, but rows
@@ -38,26 +38,56 @@ class Costs:
         """What a call takes."""
         return self._at(rows, self.first) + (steps - 1) * self._at(rows, self.further)
 
-    def steps_within(self, rows: int, seconds: float) -> int:
-        """How many steps a call of `rows` rows may have to take at most so long; 0 if not even one."""
-        left = seconds - self._at(rows, self.first)
-        return 0 if left < 0 else 1 + int(left / self._at(rows, self.further))
+    def steps_within(self, rows: int, seconds: float, told: float = 0.0) -> int:
+        """How many steps a call of `rows` rows may have to take at most so long; 0 if not even one.
+
+        Args:
+            rows: How many.
+            seconds: What it may take.
+            told: What its feeds are told of each step costs, in seconds.
+        """
+        left = seconds - self._at(rows, self.first) - told
+        return 0 if left < 0 else 1 + int(left / (self._at(rows, self.further) + told))
 
     def _at(self, rows: int, seconds: tuple[float, ...]) -> float:
-        """Read a column; beyond the table it grows in proportion to its last entry."""
-        after = bisect.bisect_left(self.rows, rows)
-        if after == len(self.rows):
-            return seconds[-1] * rows / self.rows[-1]
-        if self.rows[after] == rows:
-            return seconds[after]
-        low, high = self.rows[after - 1], self.rows[after]
-        share = (rows - low) / (high - low)
-        return seconds[after - 1] * (1 - share) + seconds[after] * share
+        return _read(self.rows, seconds, rows)
 
     def __str__(self) -> str:
         """In µs, by rows: the first step + each further one."""
         columns = zip(self.rows, self.first, self.further, strict=True)
         return ", ".join(f"{rows}: {1e6 * first:.0f}+{1e6 * further:.0f}" for rows, first, further in columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Seconds of telling one feed of one step, by how many most likely tokens it wants.
+
+    It is Python's and numpy's work, not the graph's: for a small graph, or many tokens of a large vocabulary,
+    many times what the step itself costs.
+
+    Attributes:
+        top_k: Ascending, the first is 1; empty where there are no tokens.
+        seconds: What each took, measured at load.
+    """
+
+    top_k: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+    def step_seconds(self, top_k: int) -> float:
+        """What one step of one feed takes; 0 for none, whose costs are small."""
+        return _read(self.top_k, self.seconds, top_k) if top_k and self.top_k else 0.0
+
+
+def _read(places: tuple[int, ...], values: tuple[float, ...], place: int) -> float:
+    """Read a column of a table; beyond its end it grows in proportion to its last entry."""
+    after = bisect.bisect_left(places, place)
+    if after == len(places):
+        return values[-1] * place / places[-1]
+    if places[after] == place:
+        return values[after]
+    low, high = places[after - 1], places[after]
+    share = (place - low) / (high - low)
+    return values[after - 1] * (1 - share) + values[after] * share
 
 
 def sequence_steps(waiting: Sequence[int], step_seconds: float, sequence: Costs, steps_max: int) -> int:

@@ -25,7 +25,7 @@ import structlog
 from numpy.typing import NDArray
 
 from cellstream.engine.batch import Call, Feed, Progress, Want
-from cellstream.engine.calibration import check_sequence, measure_costs, self_check
+from cellstream.engine.calibration import check_sequence, measure_costs, measure_telling, self_check
 from cellstream.engine.costs import Costs
 from cellstream.engine.graph import Buffers, Graph, RowByRow, Runs, StepGraph
 from cellstream.engine.sampling import draw
@@ -129,6 +129,7 @@ class Engine:
             call_seconds_max=call_seconds_max,
             steps_max=1 if self._step_by_step else STEPS_MAX,
             sequence=self.sequence_costs,
+            telling=measure_telling(manifest, timer),
         )
         self._slab = Slab(manifest.states, slots_max)
         # By slot, the log-probabilities of the next token, while a feed waits that scores or samples.

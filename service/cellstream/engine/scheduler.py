@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 from cellstream.engine.batch import Feed, Want
-from cellstream.engine.costs import Costs, sequence_steps
+from cellstream.engine.costs import Costs, Telling, sequence_steps
 
 # Names of the module: an enum's member costs 30 ns to look up, and these are compared for every row.
 _EVERY_STEP = Want.EVERY_STEP
@@ -55,6 +56,7 @@ class Scheduler:
             that one step, or as many of the sequence graph as take at most `HEAVY` times as long.
         steps_max: Steps of one call at most; 1 for a graph whose results depend on how steps are cut.
         sequence: What a call of the sequence graph costs; None: there is none.
+        telling: What it costs to tell feeds of their steps; it shortens calls whose every step answers.
 
     Attributes:
         waiting: The feeds that wait, by slot, in the order of their turns; changed here only.
@@ -69,19 +71,20 @@ class Scheduler:
         call_seconds_max: float,
         steps_max: int = STEPS_MAX,
         sequence: Costs | None = None,
+        telling: Telling | None = None,
     ) -> None:
         # How many steps a call of so many rows may run; 0 where not even one fits the target.
         fitting = [costs.steps_within(rows, call_seconds_max) for rows in range(1, batch_rows_max + 1)]
         self.rows_max = max([rows for rows, steps in enumerate(fitting, start=1) if steps], default=1)
         self._steps_max = [1] + [min(max(steps, 1), steps_max) for steps in fitting[: self.rows_max]]
         self._costs, self._sequence = costs, sequence
+        self._step_told = lru_cache((telling or Telling()).step_seconds)  # Most rows want the same.
+        self._call_seconds_max = call_seconds_max if fitting[0] else HEAVY * costs.call_seconds(1, 1)
         # Likewise of the sequence graph; 0 where it does not pay for so many rows.
         self._sequence_steps_max = [0] * (self.rows_max + 1)
         if sequence is not None:
-            if not fitting[0]:
-                call_seconds_max = HEAVY * costs.call_seconds(1, 1)
             for rows, steps in enumerate(self._steps_max[1:], start=1):
-                longest = min(sequence.steps_within(rows, call_seconds_max), STEPS_MAX)
+                longest = min(sequence.steps_within(rows, self._call_seconds_max), STEPS_MAX)
                 seconds = costs.call_seconds(rows, steps) / (rows * steps)
                 if longest > 1 and sequence_steps([longest] * rows, seconds, sequence, longest):
                     self._sequence_steps_max[rows] = longest
@@ -122,17 +125,21 @@ class Scheduler:
             for feed in feeds:
                 del waiting[feed.slot]
                 waiting[feed.slot] = feed
-        steps = self._steps_max[len(feeds)]
+        steps, told = self._steps_max[len(feeds)], 0.0
         for feed in feeds:
             if steps == 1:
                 break
             # A feed that samples and has absorbed all its tokens has one more: the one to be drawn.
             steps = min(steps, len(feed.inputs) - feed.applied) or 1
-            if feed.answer.states and feed.answer.want is _EVERY_STEP:
-                steps = 1  # The graph gives the states after the last step only.
-        return Batch(feeds, steps, self._sequence_steps(feeds, steps) if self._sequence else 0)
+            if feed.answer.want is _EVERY_STEP:
+                told += self._step_told(feed.answer.top_k)
+                if feed.answer.states:
+                    steps = 1  # The graph gives the states after the last step only.
+        if told and steps > 1:
+            steps = min(steps, self._costs.steps_within(len(feeds), self._call_seconds_max, told) or 1)
+        return Batch(feeds, steps, self._sequence_steps(feeds, steps, told) if self._sequence else 0)
 
-    def _sequence_steps(self, feeds: Sequence[Feed], steps: int) -> int:
+    def _sequence_steps(self, feeds: Sequence[Feed], steps: int, told: float) -> int:
         """How many steps the sequence graph had best run in place of so many of the step graph; 0: none."""
         assert self._sequence is not None, "whoever asks has seen to it"
         rows, longest = len(feeds), self._sequence_steps_max[len(feeds)]
@@ -141,6 +148,8 @@ class Scheduler:
         waiting = [len(feed.inputs) - feed.applied for feed in feeds]
         if min(waiting) < 2:
             return 0  # One with a single token waiting, or one to be drawn, is not held up.
+        if told:
+            longest = min(longest, self._sequence.steps_within(rows, self._call_seconds_max, told) or 1)
         seconds = self._costs.call_seconds(rows, steps) / (rows * steps)
         return sequence_steps(waiting, seconds, self._sequence, longest)
 
