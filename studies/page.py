@@ -175,9 +175,9 @@ def shipped_sentence() -> str:
     if not shipped:
         return "The shipped model has not been measured yet."
     return (
-        f"`{shipped['name']}` has {shipped['weights']:,} weights, learned from "
-        f"{shipped['tokens_seen'] / 1e6:.0f} million tokens, and reaches "
-        f"{shipped['bits_per_character']:.3f} bits per character, measured through ONNX Runtime."
+        f"`{shipped['name']}` has {shipped['weights']:,} weights, learned in two longer schedules that its "
+        f"card describes, and reaches {shipped['bits_per_character']:.3f} bits per character, measured through "
+        "ONNX Runtime."
     )
 
 

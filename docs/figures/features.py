@@ -90,8 +90,8 @@ def in_first_word(text: str) -> Truth:
 
 
 def in_question(text: str) -> Truth:
-    """Inside a sentence that began with a word that asks: who, what, where, why, how..."""
-    asks = r"\b(?:Who|What|Where|Why|How|When|Which|Is|Are|Do|Did|Will|Shall|Wherefore)\b[^.?!]*[.?!]"
+    """Inside a question that began with a word that asks: who, what, where, why, how..."""
+    asks = r"\b(?:Who|What|Where|Why|How|When|Which|Is|Are|Do|Did|Will|Shall|Wherefore)\b[^.?!]*\?"
     return inside(re.compile(asks), text)
 
 

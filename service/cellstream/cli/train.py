@@ -69,7 +69,7 @@ def command(
     """Train a model as a recipe says: progress while it runs, then its numbers on text held out.
 
     --text takes your own text instead of the recipe's, and a small LSTM for ten minutes where there is no
-    recipe. --start goes on from a model that has learned already, such as models/shakespeare-lstm/2.
+    recipe. --start goes on from a model that has learned already, such as models/shakespeare-lstm/3.
 
     Ctrl-C or SIGTERM stops it after the update that runs, and saves it: --resume goes on. After a kill at any
     other moment too, with what was learned since the last save (a minute at most) learned again. The best

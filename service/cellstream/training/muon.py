@@ -43,7 +43,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
             for matrix in group["params"]:
-                momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                momentum = state["momentum_buffer"]
                 momentum.lerp_(matrix.grad, 1 - MOMENTUM)
                 update = orthogonal(matrix.grad.lerp(momentum, MOMENTUM))
                 matrix.mul_(1 - rate * decay)
