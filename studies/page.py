@@ -176,8 +176,8 @@ def shipped_sentence() -> str:
         return "The shipped model has not been measured yet."
     return (
         f"`{shipped['name']}` has {shipped['weights']:,} weights, learned in two longer schedules that its "
-        f"card describes, and reaches {shipped['bits_per_character']:.3f} bits per character, measured through "
-        "ONNX Runtime."
+        f"card describes, and reaches {shipped['bits_per_character']:.3f} bits per character, measured "
+        "through ONNX Runtime."
     )
 
 
