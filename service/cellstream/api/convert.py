@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +55,12 @@ def load_answer(answer: pb.Answer, served: Served) -> Answer:
         raise AnswerUnsupported(f"{served.name} has no gates to show; leave gates out.")
     if answer.want not in (0, 1, 2, 3):
         raise AnswerUnsupported(f"want is {answer.want}; it is 0 to 3.")
-    return Answer(
-        want=Want(answer.want) if answer.want else Want.LAST,
-        top_k=top_k,
-        log_probabilities=answer.log_probabilities,
-        score=answer.score,
-        states=answer.states,
-        gates=answer.gates,
-    )
+    want = Want(answer.want) if answer.want else Want.LAST
+    return _answer(want, top_k, answer.log_probabilities, answer.score, answer.states, answer.gates)
+
+
+_answer = lru_cache(maxsize=256)(Answer)
+"""Equal answers are one object: each of 100,000 idle sessions holds one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,17 +109,18 @@ def given_by(feed: pb.Feed, received_at: float, tokens_max: int) -> Given:
     """What a feed gives."""
     answer = copied(feed.answer) if feed.HasField("answer") else None
     position = feed.position if feed.HasField("position") else None
-    kind = feed.WhichOneof("input")
-    given: list[int] | str | bytes | None
-    if kind == "tokens":
-        given = feed.tokens.ids[:]
+    given: list[int] | str | bytes | None = feed.tokens.ids[:]
+    if given:  # as of most feeds: the others are asked what they have
         size = len(given)
-    elif kind == "text":
+    elif (kind := feed.WhichOneof("input")) == "text":
         given = feed.text
         size = len(given)
+    elif kind == "values":
+        given = feed.values.data
+        size = len(given) // 4
     else:
-        given = feed.values.data if kind == "values" else None
-        size = len(given or b"") // 4
+        given = given if kind == "tokens" else None
+        size = 0
     return Given(feed.id, position, received_at, size or 1, given, answer, tokens_max)
 
 

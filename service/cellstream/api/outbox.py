@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 from cellstream.sessions import Served
@@ -19,22 +18,26 @@ class Part(IntEnum):
     EVENTS = 2
 
 
-@dataclass(slots=True)
 class Letter:
     """One response message, being filled or written.
 
     Attributes:
         message: It.
+        results: Its results; held, because protobuf makes the list anew each time it is asked for.
         last: The last of its lists that has something in it.
         bytes: About how large it is.
         answered: For each feed that it answers to the end: the model, and when the feed was read, in seconds
             of the server's clock.
     """
 
-    message: pb.PredictResponse = field(default_factory=pb.PredictResponse)
-    last: Part = Part.OPENED
-    bytes: int = 0
-    answered: list[tuple[Served, float]] = field(default_factory=list)
+    __slots__ = ("answered", "bytes", "last", "message", "results")
+
+    def __init__(self) -> None:
+        self.message = pb.PredictResponse()
+        self.results = self.message.results
+        self.last = Part.OPENED
+        self.bytes = 0
+        self.answered: list[tuple[Served, float]] = []
 
 
 class Outbox:
@@ -54,10 +57,11 @@ class Outbox:
 
     def letter(self, part: Part, size: int) -> Letter:
         """The message to add something to: the last one, unless that would change the order of things."""
-        last = self._letters[-1] if self._letters else None
+        letters = self._letters
+        last = letters[-1] if letters else None
         if last is None or part < last.last or (last.bytes and last.bytes + size > self._response_bytes_max):
             last = Letter()
-            self._letters.append(last)
+            letters.append(last)
             self._tell()
         last.last = part
         last.bytes += size

@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import structlog
@@ -113,7 +113,7 @@ class Registry:
         """The stream is gone: unapplied feeds are dropped, named sessions stay, the others end."""
         self.streams.pop(stream, None)
         for handle in list(stream.handles.values()):
-            handle.waiting_opens.clear()
+            handle.waiting_opens = ()
             session = self._detach(handle)
             if session is not None:
                 self._move(session, life.Event.LET_GO if session.named else life.Event.STREAM_END)
@@ -166,7 +166,7 @@ class Registry:
         if handle.current is None and not handle.queue and handle.session is not None:
             self._start(handle, handle.session, queued)
         else:
-            handle.queue.append(queued)
+            handle.enqueue(queued)
 
     def reset(self, stream: Stream, number: int) -> None:
         """Queue a reset; answered by an event."""
@@ -175,7 +175,7 @@ class Registry:
             error = self._not_in_use(stream, number)
             stream.listener.event(number, life.Cause.RESET, 0, error)
             return
-        handle.queue.append(QueuedReset())
+        handle.enqueue(QueuedReset())
         stream.queued_tokens += 1
         self._advance(handle)
 
@@ -187,7 +187,7 @@ class Registry:
             stream.listener.event(number, life.Cause.KEPT if keep else life.Cause.CLOSED, 0, error)
             return
         handle.closing = True
-        handle.queue.append(QueuedClose(keep))
+        handle.enqueue(QueuedClose(keep))
         stream.queued_tokens += 1
         self._advance(handle)
 
@@ -257,11 +257,11 @@ class Registry:
     def _time_out(self, handle: Handle, now: float) -> None:
         """Fail the handle's feeds that have waited their longest for their first token."""
         overdue = now - self._settings.feed_wait_seconds_max
-
-        for place, queued in enumerate(handle.queue):
-            if isinstance(queued, QueuedFeed) and queued.received_at <= overdue:
-                handle.queue[place] = QueuedFailure()
-                self._fail(handle, queued, refusals.queue_timeout(self._settings))
+        if waiting := handle.queue:
+            for place, queued in enumerate(waiting):
+                if isinstance(queued, QueuedFeed) and queued.received_at <= overdue:
+                    waiting[place] = QueuedFailure()
+                    self._fail(handle, queued, refusals.queue_timeout(self._settings))
         current, feed, session = handle.current, handle.feed, handle.session
         if current is not None and feed is not None and session is not None:
             never_applied = feed.applied == 0
@@ -294,7 +294,7 @@ class Registry:
         if session is not None and session.handle is not None:
             holder = session.handle
             if holder.closing and holder.stream is handle.stream:
-                holder.waiting_opens.append((handle, request))
+                holder.waiting_opens += ((handle, request),)
                 return
         try:
             if self.draining:
@@ -375,7 +375,7 @@ class Registry:
                 stream.queued_tokens -= 1
                 cause = life.Cause.KEPT if queued.keep else life.Cause.CLOSED
                 listener.event(handle.number, cause, 0, error)
-        handle.queue.clear()
+        handle.queue = ()
 
     # ------------------------------------------------------------ the queue of a handle
 
@@ -386,7 +386,7 @@ class Registry:
             return
         stream = handle.stream
         while handle.queue and handle.current is None:
-            queued = handle.queue.popleft()
+            queued = handle.dequeue()
             if isinstance(queued, QueuedFeed):
                 self._start(handle, session, queued)
                 continue
@@ -493,14 +493,14 @@ class Registry:
 
     def _end(self, session: Session, event: life.Event, cause: life.Cause, error: CellstreamError) -> None:
         """End a session, held or not."""
-        waiting: list[tuple[Handle, Open]] = []
+        waiting: Sequence[tuple[Handle, Open]] = ()
         if session.handle is not None:
             waiting = session.handle.waiting_opens
             self._tell_and_detach(session.handle, cause, error)
         self._move(session, event)
         self._open_waiting(waiting)
 
-    def _open_waiting(self, waiting: list[tuple[Handle, Open]]) -> None:
+    def _open_waiting(self, waiting: Sequence[tuple[Handle, Open]]) -> None:
         for handle, request in waiting:
             self._open(handle, request)
 
@@ -533,7 +533,7 @@ class Registry:
             session.handle = None
             self.held[session.served] -= 1
         handle.current = handle.feed = None
-        handle.queue.clear()
+        handle.queue = ()
         return session
 
     def _move(self, session: Session, event: life.Event) -> None:

@@ -125,8 +125,16 @@ class Session:
         return f"<Session {self.served.name}/{self.served.version} slot {self.slot}: {self.state.value}>"
 
 
+NO_ANSWER_YET = Answer()
+"""What a handle's feeds answer with before its Open has said; all handles share it."""
+
+
 class Handle:
-    """A stream's hold on a session, and what the stream has asked of it."""
+    """A stream's hold on a session, and what the stream has asked of it.
+
+    Most handles are idle most of the time, and an empty deque alone takes 600 bytes: `queue` and
+    `waiting_opens` are made when something has to wait, and are empty tuples otherwise.
+    """
 
     __slots__ = (
         "answer",
@@ -145,13 +153,27 @@ class Handle:
         self.stream = stream
         self.number = number
         self.session: Session | None = None  # None while its Open waits
-        self.answer = Answer()
-        self.queue: deque[Queued] = deque()
+        self.answer = NO_ANSWER_YET
+        self.queue: deque[Queued] | tuple[()] = ()  # `enqueue` and `dequeue` change it
         self.current: QueuedFeed | None = None
         self.feed: Feed | None = None  # what the engine has of `current`
         self.failed = False
         self.closing = False
-        self.waiting_opens: list[tuple[Handle, Open]] = []
+        self.waiting_opens: tuple[tuple[Handle, Open], ...] = ()
+
+    def enqueue(self, queued: Queued) -> None:
+        """Put something behind all that waits."""
+        if not self.queue:
+            self.queue = deque()
+        self.queue.append(queued)
+
+    def dequeue(self) -> Queued:
+        """Take what waits for longest; something has to wait."""
+        assert self.queue, "nothing waits"
+        queued = self.queue.popleft()
+        if not self.queue:
+            self.queue = ()
+        return queued
 
     @property
     def position(self) -> int:
