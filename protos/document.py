@@ -115,7 +115,7 @@ def _message(message: DescriptorProto, comments: Comments, path: tuple[int, ...]
 
 
 def _enum(enum: EnumDescriptorProto, comments: Comments, path: tuple[int, ...]) -> Iterator[str]:
-    yield from (f"### enum {enum.name}", "", *_comment(comments, path), "| value | | |", "|---|---|---|")
+    yield from (f"### {enum.name}", "", *_comment(comments, path), "| value | | |", "|---|---|---|")
     for number, value in enumerate(enum.value):
         said = " ".join(_comment(comments, (*path, VALUES, number))).strip()
         yield f"| {value.name} | {value.number} | {said} |"
