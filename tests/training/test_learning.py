@@ -117,7 +117,7 @@ def test_muon_turns_the_matrices_of_the_recurrence_and_adamw_the_rest() -> None:
 
 
 def by_jordan(matrix: torch.Tensor) -> torch.Tensor:
-    """Muon's iteration as its author wrote it down, in float64; for matrices that are not wide."""
+    """Muon's iteration as its author wrote it down, in float64."""
     x = matrix.double() / matrix.double().norm()
     for _ in range(5):
         gram = x @ x.T
