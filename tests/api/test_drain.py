@@ -266,16 +266,20 @@ async def test_one_bad_version_keeps_the_server_from_starting(tmp_path: Path) ->
     assert isinstance(await start_fails(models), RepositoryError)
 
 
-async def test_no_model_and_no_default(tmp_path: Path, many: Path, tiny: Path) -> None:
+async def test_no_model_and_no_default(tmp_path: Path, many: Path) -> None:
     """Which models there are is said, and what to set."""
     (tmp_path / "empty").mkdir()
-    assert isinstance(await start_fails(tmp_path / "empty"), SetupError)
+    error = await start_fails(tmp_path / "empty")
+    assert isinstance(error, SettingsInvalid)
+    assert "no model to serve" in error.message
     assert isinstance(await start_fails(tmp_path / "nowhere"), SetupError)
     error = await start_fails(many)
     assert isinstance(error, SettingsInvalid)
     assert "letters, meter, tiny" in error.message
     assert "default_model" in error.message
-    error = await start_fails(tiny, default_model="nobody")
+    models = write_model(tmp_path / "models")
+    (models / "tiny" / "1" / "weights.bin").unlink()  # seen only by loading, which would come too late
+    error = await start_fails(models, default_model="nobody")
     assert isinstance(error, SettingsInvalid)
-    assert "'nobody'" in error.message
-    assert "tiny" in error.message
+    assert "'nobody', and the models here are: tiny." in error.message
+    assert "--show-config" in error.message

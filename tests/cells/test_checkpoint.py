@@ -145,7 +145,10 @@ def double_weight(directory: Path) -> None:
         (lambda at: (at / "config.json").write_text("[]"), r"config\.json: expected a JSON object"),
         (lambda at: (at / "metrics.json").write_text('{"title": 1}'), r"metrics\.json"),
         (lambda at: (at / "weights.npz").unlink(), r"weights\.npz"),
-        (lambda at: (at / "weights.npz").write_bytes(b"PK\x03\x04"), r"weights\.npz"),
+        (
+            lambda at: (at / "weights.npz").write_bytes(b"PK\x03\x04"),
+            r"weights\.npz: .*\. Copy the checkpoint",
+        ),
         (lambda at: (at / "weights.npz").write_bytes(b""), r"weights\.npz"),
         (spoil_weight, r"weights\.npz: head\.bias: expected float32 \(3,\), found float32 \(5,\)"),
         (drop_weight, r"weights missing: head\.bias; weights unknown: tail\.bias"),

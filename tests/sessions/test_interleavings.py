@@ -206,7 +206,7 @@ class Interleavings(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.registry = Registry(
-            Catalogue([self.served], None),
+            Catalogue([self.served], self.served.name),
             self.settings,
             Metrics(CollectorRegistry()),
             wake=self.wake,

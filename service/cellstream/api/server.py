@@ -30,7 +30,7 @@ from cellstream.engine import Engine
 from cellstream.errors import Draining, ManifestInvalid, PortInUse
 from cellstream.metrics import Census, Metrics, MetricsServer, ModelCensus, make_metrics_server
 from cellstream.repository import ModelVersion, Repository
-from cellstream.sessions import Catalogue, Registry, Served
+from cellstream.sessions import Catalogue, Registry, Served, choose_default
 from cellstream.settings import Settings
 from cellstream.text import load_tokenizer
 from cellstream.v1 import model_pb2, prediction_pb2, session_pb2
@@ -143,8 +143,9 @@ class Server:
         repository = Repository(settings.models)
         for folder, why in repository.skipped.items():
             log.warning("folder_skipped", folder=str(folder), why=why)
+        default_model = choose_default(repository.names, settings.default_model)  # loading may take a minute
         served = [_load_version(version, settings, metrics, clock) for version in repository.load_all()]
-        server = cls(settings, Catalogue(served, settings.default_model), metrics, clock, wall_clock)
+        server = cls(settings, Catalogue(served, default_model), metrics, clock, wall_clock)
         metrics.watch(server._census)
         server._metrics_server = make_metrics_server(registry, settings.metrics_host, settings.metrics_port)
         try:

@@ -145,7 +145,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         with (directory / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights: Weights = {key: arrays[key] for key in arrays.files}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise CheckpointInvalid(f"{directory / name}: {error}.") from error
+        raise CheckpointInvalid(
+            f"{directory / name}: {str(error).rstrip('.')}. Copy the checkpoint anew from "
+            "where it came, or train it again."
+        ) from error
     check_weights(config, weights, where=f"{directory / name}")
     tokenizer = load_tokenizer(directory / "tokenizer.json") if config.input == "tokens" else None
     return Checkpoint(config=config, weights=weights, tokenizer=tokenizer, record=record)

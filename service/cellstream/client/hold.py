@@ -33,7 +33,11 @@ from cellstream.v1 import session_pb2, session_pb2_grpc
 # why, and whether a later call may attach to it again by itself. Never after a take-over: two clients
 # that take a session back from each other would not stop.
 _ENDINGS: dict[int, tuple[type[CellstreamError], str, bool]] = {
-    pb.CAUSE_TAKEN_OVER: (TakenOver, "has another writer now; `reattach` takes it back", False),
+    pb.CAUSE_TAKEN_OVER: (
+        TakenOver,
+        "has another writer now; to take it back, attach to it anew (in Python: `reattach`)",
+        False,
+    ),
     pb.CAUSE_EXPIRED: (SessionExpired, "was idle too long and is gone; open a new one", False),
     pb.CAUSE_CLOSED: (SessionClosed, "was closed elsewhere and is gone; open a new one", False),
     pb.CAUSE_DRAINING: (Draining, "is where its server, which is going away, leaves it", True),

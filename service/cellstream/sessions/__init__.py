@@ -3,7 +3,7 @@
 Knows no gRPC and no protobuf: `api` reads messages and tells this package; it answers through a `Listener`.
 """
 
-from cellstream.sessions.catalogue import Catalogue, Served
+from cellstream.sessions.catalogue import Catalogue, Served, choose_default
 from cellstream.sessions.endings import Ending
 from cellstream.sessions.life import Cause
 from cellstream.sessions.registry import Registry
@@ -30,4 +30,5 @@ __all__ = [
     "Served",
     "Session",
     "Stream",
+    "choose_default",
 ]

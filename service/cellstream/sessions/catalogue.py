@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,25 +52,14 @@ class Catalogue:
 
     Args:
         served: Every version of every model.
-        default_model: What a session gets that names none; None: the only one.
-
-    Raises:
-        SettingsInvalid: There is no model, or several and no default, or the default is not among them.
+        default_model: What a session gets that names none; one of them.
     """
 
-    def __init__(self, served: Iterable[Served], default_model: str | None) -> None:
+    def __init__(self, served: Iterable[Served], default_model: str) -> None:
         self._versions: dict[str, dict[int, Served]] = {}
         for one in served:
             self._versions.setdefault(one.name, {})[one.manifest.version] = one
-        names = ", ".join(sorted(self._versions)) or "none"
-        if default_model is None and len(self._versions) != 1:
-            raise SettingsInvalid(
-                f"{len(self._versions)} models are here ({names}); set default_model to the one that "
-                "sessions get which name none."
-            )
-        self.default_model = default_model or next(iter(self._versions))
-        if self.default_model not in self._versions:
-            raise SettingsInvalid(f"default_model is {default_model!r}; the models here are: {names}.")
+        self.default_model = default_model
 
     def __iter__(self) -> Iterator[Served]:
         """All versions, by name, the highest version first."""
@@ -112,6 +101,35 @@ class Catalogue:
     def is_default(self, served: Served) -> bool:
         """Whether a session that names no model and no version gets this one."""
         return served is self.find("", "")
+
+
+def choose_default(names: Sequence[str], default_model: str | None) -> str:
+    """What a session gets that names no model: what the settings say, or the only one that there is.
+
+    Args:
+        names: All models.
+        default_model: The setting.
+
+    Raises:
+        SettingsInvalid: There is no model, or several and no setting, or the setting is not among them.
+    """
+    listed = ", ".join(names)
+    if not names:
+        raise SettingsInvalid(
+            "there is no model to serve; `models` is the directory that has a folder <name>/<version>/ for "
+            "each."
+        )
+    if default_model is None and len(names) > 1:
+        raise SettingsInvalid(
+            f"{len(names)} models are here ({listed}); set default_model to the one that sessions get which "
+            "name none."
+        )
+    if default_model is not None and default_model not in names:
+        raise SettingsInvalid(
+            f"default_model is {default_model!r}, and the models here are: {listed}. Set it to one of them; "
+            "`cellstream serve --show-config` tells where it is set now."
+        )
+    return default_model or names[0]
 
 
 def _shortened(text: str) -> str:
