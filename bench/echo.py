@@ -7,7 +7,6 @@ very bytes that the service would.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +14,8 @@ from collections.abc import AsyncIterator
 import grpc
 import uvloop
 from grpc.aio import ServicerContext
+
+from cellstream.api import calm_collector
 
 
 async def _echo(messages: AsyncIterator[bytes], context: ServicerContext[bytes, bytes]) -> None:
@@ -34,8 +35,7 @@ async def _serve() -> None:
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    gc.collect()
-    gc.freeze()
+    calm_collector()
     print(json.dumps({"event": "serving", "port": port}), file=sys.stderr, flush=True)
     await server.wait_for_termination()
 
