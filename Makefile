@@ -79,7 +79,7 @@ check: $(VENV)/.dev ## Lint, format, types, layers, protos, freshness of generat
 
 .PHONY: test
 test: check ## Everything that CI runs: check, then the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: compose-test
 compose-test: $(VENV)/.dev ## The real compose file on a real Docker engine; needs root and Debian

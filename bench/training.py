@@ -11,9 +11,10 @@ import torch
 from bench.measure import Run
 from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack
+from cellstream.cells.threads import threads_set
 from cellstream.training.data import Window
 from cellstream.training.learner import Learner
-from cellstream.training.pace import check_bfloat16, threads_set
+from cellstream.training.pace import check_bfloat16
 from cellstream.training.recipe import Training
 
 

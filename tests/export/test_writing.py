@@ -122,6 +122,18 @@ def test_nothing_is_left_of_an_export_that_fails(lstm, random_weights, tmp_path,
     assert everything_in(tmp_path) == []
 
 
+def test_a_version_is_on_the_disk_before_it_has_its_name(lstm, random_weights, tmp_path, monkeypatch) -> None:
+    """A disk that cannot keep it says so in time: no server finds a version that is not whole."""
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_version(tmp_path, lstm, random_weights(lstm), name="tiny")
+    assert everything_in(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("name", "version"), [("Tiny", 1), ("../tiny", 1), ("", 1), ("t" * 65, 1), ("tiny", 0), ("tiny\n", 1)]
 )

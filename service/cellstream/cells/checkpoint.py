@@ -108,10 +108,10 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         new.chmod(0o755)
-        sync_directory(new)
+        sync(new)
         link.symlink_to(new.name, target_is_directory=True)
         link.replace(directory)
-        sync_directory(directory.parent)
+        sync(directory.parent)
     except BaseException:
         link.unlink(missing_ok=True)
         if directory.resolve() != new.resolve():  # else it came too late: the new one is in use
@@ -173,9 +173,9 @@ def check_weights(config: StackConfig, weights: Mapping[str, NDArray[np.generic]
             )
 
 
-def sync_directory(directory: Path) -> None:
-    """Have the names in a directory on the disk, not only the bytes behind them."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have on the disk what a file holds; of a directory, the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from cellstream.cells.config import StackConfig
 from cellstream.cells.stack import FusedStack, Stack
+from cellstream.cells.threads import threads_set
 from cellstream.errors import ExportUnproven
 from cellstream.export.forms import output_name
 from cellstream.export.running import Trace
@@ -44,7 +44,8 @@ def random_case(
 
 def run_by_pytorch(model: Stack | FusedStack, inputs: NDArray[Any], states: States) -> Trace:
     """Run a PyTorch model as `Exported.run` runs a graph; with gates, where the model shows some."""
-    with torch.no_grad(), _one_thread():
+    # For a few rows, more threads only wait for each other: for minutes, on a busy machine.
+    with torch.no_grad(), threads_set(1):
         found = model(
             torch.from_numpy(np.ascontiguousarray(inputs)),
             {name: torch.from_numpy(state) for name, state in states.items()},
@@ -54,17 +55,6 @@ def run_by_pytorch(model: Stack | FusedStack, inputs: NDArray[Any], states: Stat
         {name: array.numpy() for name, array in steps.items()},
         {name: array.numpy() for name, array in found.states.items()},
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for a few rows more only wait for each other, for minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def differences(tolerance: float, case: str, expected: Trace, found: Trace) -> dict[str, float]:

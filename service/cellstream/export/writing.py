@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cellstream.cells.checkpoint import Weights
+from cellstream.cells.checkpoint import Weights, sync
 from cellstream.cells.config import StackConfig
 from cellstream.errors import SetupError
 from cellstream.export.building import HEAD_FILE, SEQUENCE_FILE, STEP_FILE, build
@@ -122,9 +122,12 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
     try:
         staging.chmod(0o755)  # mkdtemp's folder is its maker's alone, and a server often runs as another user
         yield staging
+        for path in (*staging.iterdir(), staging):
+            sync(path)  # a name that outlives a loss of power must have something behind it
         _refuse_existing(target)  # someone may have been faster
         target.parent.mkdir(exist_ok=True)
         staging.rename(target)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

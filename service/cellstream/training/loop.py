@@ -14,13 +14,14 @@ from rich.console import Console
 
 from cellstream.cells.checkpoint import Checkpoint
 from cellstream.cells.stack import FusedStack, load_weights
+from cellstream.cells.threads import threads_set
 from cellstream.errors import TrainingFailed
 from cellstream.training.data import Splits, load_splits, windows
 from cellstream.training.display import Display
 from cellstream.training.identity import differences, identity
 from cellstream.training.interrupts import Interrupts
 from cellstream.training.measure import bits_per_character, compressors_bits_per_character
-from cellstream.training.pace import Pace, check_bfloat16, choose_device, choose_pace, threads_set
+from cellstream.training.pace import Pace, check_bfloat16, choose_device, choose_pace
 from cellstream.training.preflight import check_disk, check_memory, check_texts, claimed, memory_bytes
 from cellstream.training.recipe import Recipe, load_recipe
 from cellstream.training.report import draw_report, write_card

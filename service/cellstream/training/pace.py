@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from cellstream.cells.stack import FusedStack
+from cellstream.cells.threads import threads_set
 from cellstream.errors import RecipeInvalid
 from cellstream.training.data import Window
 from cellstream.training.learner import Learner
@@ -127,17 +126,6 @@ def runs_in_bfloat16(model: FusedStack, window: Window) -> bool:
             raise
         return False
     return True
-
-
-@contextmanager
-def threads_set(count: int) -> Iterator[None]:
-    """Let PyTorch use this many threads, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _trial(model: FusedStack, training: Training, window: Window, pace: Pace) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from cellstream.cells.checkpoint import sync_directory
+from cellstream.cells.checkpoint import sync
 from cellstream.errors import TrainingFailed
 
 KEPT = 2
@@ -77,7 +77,7 @@ class Saves:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        sync_directory(self.directory)
+        sync(self.directory)
         # Where there are later ones they were damaged, or the run would not stand here.
         paths = self._paths()
         later = [path for path in paths if path.stem > partial.stem]
