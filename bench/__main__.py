@@ -12,9 +12,10 @@ from typing import Any
 from bench import page, plots, report
 from bench.measure import Plan
 from bench.processes import ROOT
-from bench.profile import profile
+from bench.profile import check_perf, profile
 from bench.rows import ROWS, Bench, Unavailable
 from bench.sweep import Range, sweep
+from cellstream.api import calm_collector
 
 KEPT = ROOT / "build" / "bench"
 """Where results go that are not published."""
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for."""
     given = _parse(arguments)
     directory = page.RESULTS if given.what == "publish" else KEPT
+    calm_collector()  # as the server's: the engine's rows run in this process
+    if given.what in ("profile", "publish"):
+        check_perf()
     with tempfile.TemporaryDirectory() as models:
 
         def bench(seconds: float, pairs: int, warm_up_seconds: float) -> Bench:

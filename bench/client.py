@@ -32,9 +32,12 @@ def build() -> Path:
     if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
         PROGRAM.parent.mkdir(exist_ok=True)
         flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
-        command = ["cc", *flags, "-o", str(PROGRAM), str(SOURCE), "-lnghttp2"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as folder:
+                built = Path(folder) / PROGRAM.name
+                command = ["cc", *flags, "-o", str(built), str(SOURCE), "-lnghttp2"]
+                subprocess.run(command, check=True, capture_output=True, text=True)
+                built.replace(PROGRAM)  # whole at once: another process may be about to run it
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
             raise LoadFailed(f"{SOURCE.name} needs a C compiler and libnghttp2-dev:\n{said}") from error

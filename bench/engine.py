@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from bench.measure import Run
-from cellstream.api import calm_collector
 from cellstream.engine import Answer, Engine, Feed, Progress, Want
 from cellstream.repository import ModelVersion
 from cellstream.settings import Settings
@@ -55,7 +54,6 @@ class EngineLoad:
         self._slots = [self.engine.take_slot() for _ in range(sessions)]
         for slot in self._slots:
             self._submit(slot)
-        calm_collector()  # as the server does
 
     def _submit(self, slot: int) -> None:
         self.engine.submit(Feed(slot, self._inputs[slot], self._answer, self._told, time.perf_counter()))

@@ -1,13 +1,13 @@
 """Where a microsecond goes: what perf sees of the serving process under load, by library.
 
 Linux's perf samples the process's CPU time and names the library that it was in; the share of each, times
-the CPU microseconds of a token, is what a token costs there. It needs perf (Debian: linux-perf), and the
-right to use it (root, or kernel.perf_event_paranoid ≤ 1).
+the CPU microseconds of a token, is what a token costs there.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -37,12 +37,30 @@ LOADS = {
 }
 
 
+NEEDED = (
+    "It needs perf (Debian: linux-perf) and the right to use it (root, or kernel.perf_event_paranoid <= 1)."
+)
+
+
+class PerfFailed(Exception):
+    """There is no perf, or it may not look."""
+
+
+def check_perf() -> None:
+    """Raises PerfFailed where there is no perf: asked before anything is measured."""
+    if shutil.which("perf") is None:
+        raise PerfFailed(f"There is no perf here. {NEEDED}")
+
+
 def profile(bench: Bench, say: Any = print) -> dict[str, Any]:
     """Profiles the service under each load.
 
     Returns:
         For each load: `cpu_microseconds` of a token, the part of each library in `parts`, `samples`, and the
         libraries as perf names them, with their shares.
+
+    Raises:
+        PerfFailed: perf is not there, or may not look.
     """
     found = {}
     for name, (streams, feeds) in LOADS.items():
@@ -56,11 +74,12 @@ def profile(bench: Bench, say: Any = print) -> dict[str, Any]:
             record = subprocess.Popen(
                 [*RECORD, "--pid", str(server.pid), "--output", file.name],
                 stderr=subprocess.PIPE,
+                text=True,
             )
             run = load.run(bench.plan.seconds * bench.plan.pairs)
             record.send_signal(signal.SIGINT)
-            record.communicate()
-            shares, samples = read_shares(_report(file.name))
+            _, said = record.communicate()
+            shares, samples = read_shares(_report(file.name, said))
         found[name] = {
             "cpu_microseconds": run.cpu_microseconds,
             "samples": samples,
@@ -86,6 +105,10 @@ def by_part(shares: dict[str, float]) -> dict[str, float]:
     return parts
 
 
-def _report(file: str) -> str:
+def _report(file: str, said: str) -> str:
+    """What perf counted, as text; `said` is what it wrote while it recorded."""
     command = ["perf", "report", "--input", file, "--stdio", "--sort", "dso", "--show-nr-samples"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    reported = subprocess.run(command, check=False, capture_output=True, text=True)
+    if reported.returncode:
+        raise PerfFailed(f"perf could not record: {said.strip() or reported.stderr.strip()}\n{NEEDED}")
+    return reported.stdout

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def _median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
     return float(statistics.median(run[key] for run in runs))
 
 
+@cache
 def _commit() -> str:
+    """The tree's commit, asked for once: what is published changes the tree."""
     command = ["git", "describe", "--always", "--dirty"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "unknown"

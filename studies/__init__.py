@@ -3,7 +3,7 @@
 Run from the root of a checkout, with the extra `studies` installed. Each step writes a small file into
 `studies/results`, and the last one draws them all:
 
-    python -m studies.learning_rates    short runs on the validation play choose each network's learning rate
+    python -m studies.learning_rates    short runs on the validation play suggest each network's learning rate
     python -m studies.networks          trains the four, 45 minutes on one core; runs/ keeps them
     python -m studies.anchors           compressors and n-grams on the same text
     python -m studies.memory            loss by distance, of the four

@@ -6,7 +6,6 @@ Pictures are the same file for the same numbers: no date, no random identifiers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from studies.gradients import DISTANCES
 from studies.recall import GAP_MAX, GAPS, SYMBOLS
-from studies.study import NETWORKS, PAGES, read_result
+from studies.study import PAGES, in_order, read_result
 
 LOOKS = {
     "lstm": ("LSTM", "#0072B2"),
@@ -52,13 +51,13 @@ def draw_bits(figure: Figure) -> None:
     """Bits per held-out character of everything, beside how the networks got there."""
     learning, overall = figure.subplots(1, 2, width_ratios=(1, 1.15))
     networks, shipped, anchors = (read_result(name) for name in ("networks", "shipped", "anchors"))
-    for network, measured in _in_order(networks):
+    for network, measured in in_order(networks):
         tokens, bits = zip(*measured["validation"], strict=True)
         learning.plot(np.array(tokens) / 1e6, bits, color=LOOKS[network][1], marker="o", markersize=3)
     learning.set(xlabel="tokens learned from, millions", ylabel="bits per character, validation play")
     rows = [
         (name, measured["heldout_bits_per_character"], LOOKS[name][1], LOOKS[name][0])
-        for name, measured in _in_order(networks)
+        for name, measured in in_order(networks)
     ]
     if shipped:
         rows.append(("shipped", shipped["bits_per_character"], LOOKS["shipped"][1], LOOKS["shipped"][0]))
@@ -86,7 +85,7 @@ def draw_reset(figure: Figure) -> None:
 def _draw_excess(figure: Figure, question: str, distance: str) -> None:
     """On the left the loss itself, on the right what is lost, logarithmically, with its band."""
     loss, excess = figure.subplots(1, 2)
-    measured = dict(_in_order(read_result("memory")))
+    measured = dict(in_order(read_result("memory")))
     if shipped := read_result("shipped"):
         measured["shipped"] = shipped
     for network, values in measured.items():
@@ -114,7 +113,7 @@ def draw_gradients(figure: Figure) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     results = read_result("gradients")
     for axes, when in zip(panels, ("untrained", "trained"), strict=True):
-        for network, measured in _in_order(results):
+        for network, measured in in_order(results):
             label, colour = LOOKS[network]
             for state, norms in measured[when].items():
                 name = f"{label}: {'C' if state == 'cell' else 'h'}"
@@ -135,7 +134,7 @@ def _draw_norms(axes: Axes, norms: dict[str, list[float]], label: str, colour: s
 def draw_recall(figure: Figure) -> None:
     """Accuracy of the recall task against the gap: the mean over seeds, and each seed as a dot."""
     axes = figure.subplots()
-    for network, measured in _in_order(read_result("recall")):
+    for network, measured in in_order(read_result("recall")):
         gaps, seeds = measured["gaps"], np.array(measured["accuracy"]).T  # [gaps], [gaps, seeds]
         label = f"{LOOKS[network][0].split(',')[0]}, {measured['weights']:,} weights"
         like = "rnn-wide" if network == "rnn" else network  # a vanilla network with as many weights
@@ -151,8 +150,3 @@ def draw_recall(figure: Figure) -> None:
     axes.set_xticks(GAPS, [str(gap) for gap in GAPS])
     axes.set(xlabel="gap, steps of noise", ylabel="share of symbols recalled", ylim=(0, 1.03))
     axes.legend(frameon=False)
-
-
-def _in_order(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The networks that were measured, always in the same order."""
-    return [(network, results[network]) for network in NETWORKS if network in results]

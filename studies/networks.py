@@ -2,8 +2,10 @@
 
     python -m studies.networks [NETWORK ...]
 
-The recipes hold what each learns at, chosen by `learning_rates`. The checkpoints stay in `runs/`; what is
-committed is what they measured: sizes, tokens, bits per character. A run that was broken off goes on.
+The recipes hold the rate that each learns at: the one chosen by `learning_rates`, or half of it, where a
+whole run at that was given up. `results/given_up.json` has the rate and the curve of those runs, copied by
+hand from their logs before they were begun anew. The checkpoints stay in `runs/`; what is committed is what
+they measured: sizes, tokens, bits per character. A run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def record(network: str) -> None:
         "hidden_size": checkpoint.config.hidden_size,
         "weights": checkpoint.config.parameters,
         "learning_rate": read_recipe(network).training.learning_rate,
+        "precision": checkpoint.record.precision,
         **checkpoint.record.metrics,
         "validation": validation_curve(RUNS / f"study-{network}" / "log.jsonl"),
         "versions": checkpoint.record.versions,

@@ -13,7 +13,7 @@ from typing import Any
 
 from studies import figures
 from studies.gradients import DISTANCES
-from studies.study import HERE, NETWORKS, PAGES, read_result
+from studies.study import HERE, PAGES, in_order, read_result
 
 PAGE = PAGES / "what-a-cell-state-buys.md"
 
@@ -78,18 +78,20 @@ def networks_table() -> str:
             f"{measured['layers']} × {measured['hidden_size']}",
             f"{measured['weights']:,}",
             f"{measured['learning_rate']:g}",
+            measured["precision"],
             f"{measured['validation_bits_per_character']:.3f}",
             f"{measured['julius_caesar_bits_per_character']:.3f}",
             f"{measured['tempest_bits_per_character']:.3f}",
             f"**{measured['heldout_bits_per_character']:.3f}**",
         )
-        for network, measured in _in_order(read_result("networks"))
+        for network, measured in in_order(read_result("networks"))
     ]
     head = (
         "network",
         "units",
         "weights",
         "learning rate",
+        "precision",
         "Twelfth Night",
         "Julius Caesar",
         "The Tempest",
@@ -100,7 +102,7 @@ def networks_table() -> str:
 
 def rates_table() -> str:
     """Validation bits of the short runs, the best of each network in bold."""
-    tried = dict(_in_order(read_result("learning_rates")))
+    tried = dict(in_order(read_result("learning_rates")))
     rates = sorted({rate for bits in tried.values() for rate in bits}, key=float)
     rows = []
     for network, bits in tried.items():
@@ -112,7 +114,7 @@ def rates_table() -> str:
 
 def given_up_table() -> str:
     """Whole runs at other rates than the one used: what the validation play said on the way."""
-    given_up = dict(_in_order(read_result("given_up")))
+    given_up = dict(in_order(read_result("given_up")))
     steps = sorted({tokens for run in given_up.values() for tokens, _ in run["validation"]})
     rows = []
     for network, run in given_up.items():
@@ -130,7 +132,7 @@ def anchors_table() -> str:
 
 def curve_table(question: str) -> str:
     """Bits more than with all of the text, with the band, of each network at some distances."""
-    measured = dict(_in_order(read_result("memory")))
+    measured = dict(in_order(read_result("memory")))
     names = [*(SHORT[network] for network in measured)]
     if shipped := read_result("shipped"):
         measured["shipped"] = shipped
@@ -149,7 +151,7 @@ def gradients_table() -> str:
     """Median gradient norms relative to one step back."""
     places = [min(range(len(DISTANCES)), key=lambda one: abs(DISTANCES[one] - step)) for step in STEPS_SHOWN]
     rows = []
-    for network, measured in _in_order(read_result("gradients")):
+    for network, measured in in_order(read_result("gradients")):
         for when, states in measured.items():
             for state, norms in states.items():
                 relative = (norms["median"][place] / norms["median"][0] for place in places)
@@ -161,7 +163,7 @@ def gradients_table() -> str:
 def recall_table() -> str:
     """Mean and range over seeds at each gap."""
     rows, gaps = [], list[str]()
-    for network, measured in _in_order(read_result("recall")):
+    for network, measured in in_order(read_result("recall")):
         gaps = [str(gap) for gap in measured["gaps"]]
         found = zip(*measured["accuracy"], strict=True)  # the seeds of each gap
         spread = (f"{sum(one) / len(one):.2f} ({min(one):.2f}–{max(one):.2f})" for one in found)
@@ -179,10 +181,6 @@ def shipped_sentence() -> str:
         f"card describes, and reaches {shipped['bits_per_character']:.3f} bits per character, measured "
         "through ONNX Runtime."
     )
-
-
-def _in_order(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(network, results[network]) for network in NETWORKS if network in results]
 
 
 def _heldout(network: str) -> float:

@@ -22,8 +22,7 @@ def main() -> None:
     manifest = version.manifest
     measured = measure(ServedPredictor(version), heldout_works())
     about = {"name": f"{name}/{manifest.version}", "weights": manifest.architecture.parameters}
-    tokens = manifest.metrics.get("tokens_seen")
-    write_result("shipped", {**about, "tokens_seen": tokens, **measured})
+    write_result("shipped", {**about, **measured})
     page.main()
 
 

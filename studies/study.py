@@ -59,3 +59,8 @@ def write_result(name: str, values: Any) -> None:
     partial = RESULTS / f"{name}.partial"
     partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     partial.replace(RESULTS / f"{name}.json")
+
+
+def in_order(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The networks that were measured, always in the same order."""
+    return [(network, results[network]) for network in NETWORKS if network in results]

@@ -497,7 +497,7 @@ async def test_a_server_that_goes_away_says_so(tiny: Path) -> None:
                 pass
     with pytest.raises(Draining):
         await anonymous.predict("d")
-    with pytest.raises(ConnectionLost):
+    with pytest.raises(ConnectionLost, match=r"session 'alice' .* going away, at position \d+: "):
         await named.predict("d")
     await client.close()
 

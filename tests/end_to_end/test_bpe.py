@@ -12,13 +12,13 @@ from rich.console import Console
 from cellstream import Client
 from cellstream.cells.checkpoint import load_checkpoint
 from cellstream.cells.stack import FusedStack, load_weights
+from cellstream.cells.threads import threads_set
 from cellstream.export import export
 from cellstream.testing import running_server
 from cellstream.text import BpeTokenizer, load_tokenizer
 from cellstream.training import train
 from cellstream.training.data import Piece
 from cellstream.training.measure import bits_per_character
-from cellstream.training.pace import threads_set
 
 TALE = "Es war einmal ein König 🦊 und eine Königin 🐻. "
 CHANGES: dict[str, object] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cellstream.training.pace import threads_set
+from cellstream.cells.threads import threads_set
 
 RECIPE = """
 name = "tale"

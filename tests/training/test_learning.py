@@ -15,12 +15,13 @@ from torch import nn
 from cellstream.cells import StackConfig
 from cellstream.cells.config import CellKind
 from cellstream.cells.stack import FusedStack, Stack, Trace, load_weights, numpy_weights
+from cellstream.cells.threads import threads_set
 from cellstream.errors import RecipeInvalid, TrainingFailed
 from cellstream.training.data import Piece, Window
 from cellstream.training.learner import Learner
 from cellstream.training.measure import bits_per_character, compressors_bits_per_character
 from cellstream.training.muon import orthogonal
-from cellstream.training.pace import Pace, choose_pace, runs_in_bfloat16, threads_set
+from cellstream.training.pace import Pace, choose_pace, runs_in_bfloat16
 from cellstream.training.recipe import Training
 from cellstream.training.schedule import Budget, Schedule
 

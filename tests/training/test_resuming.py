@@ -18,10 +18,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cellstream.cells.checkpoint import load_checkpoint
+from cellstream.cells.threads import threads_set
 from cellstream.errors import TrainingFailed
 from cellstream.training import Stopped, train
 from cellstream.training.learner import Learner
-from cellstream.training.pace import threads_set
 from cellstream.training.preflight import claimed
 from cellstream.training.run import Run
 from cellstream.training.saves import Saves

@@ -27,7 +27,7 @@ from cellstream.api.predict import PredictStream
 from cellstream.api.status import Teller
 from cellstream.api.turns import Turns
 from cellstream.engine import Engine
-from cellstream.errors import Draining, ManifestInvalid, PortInUse
+from cellstream.errors import Draining, ManifestInvalid, PortInUse, SettingsInvalid
 from cellstream.metrics import Census, Metrics, MetricsServer, ModelCensus, make_metrics_server
 from cellstream.repository import ModelVersion, Repository
 from cellstream.sessions import Catalogue, Registry, Served, choose_default
@@ -72,6 +72,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # before the models are loaded: that may take seconds
         loop.add_signal_handler(number, told.set)
     server = await Server.start(settings)
+    calm_collector()  # here and not in the server, which may share its process with other things
     await told.wait()
     await server.stop()
 
@@ -146,6 +147,12 @@ class Server:
         repository = Repository(settings.models)
         for folder, why in repository.skipped.items():
             log.warning("folder_skipped", folder=str(folder), why=why)
+        if not repository.names:
+            raise SettingsInvalid(
+                f"{settings.models} has no model: expected a folder NAME/VERSION/ for each, as "
+                "`cellstream export` makes.",
+                setting="models",
+            )
         default_model = choose_default(repository.names, settings.default_model)  # loading may take a minute
         served = [_load_version(version, settings, metrics, clock) for version in repository.load_all()]
         server = cls(settings, Catalogue(served, default_model), metrics, clock, wall_clock)
@@ -209,7 +216,6 @@ class Server:
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._sweeping = asyncio.create_task(self._sweep_for_ever())
-        calm_collector()
         log.info("serving", host=settings.host, port=self.port, metrics_port=self.metrics_port)
 
     def _handlers(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:

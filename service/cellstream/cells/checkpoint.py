@@ -43,12 +43,14 @@ class Record:
         training_data_sha256: Digest of the bytes it was trained on; None if it was not trained.
         metrics: Numbers by name: `heldout_bits_per_character`, `tokens_seen`, `seconds`, and the like.
         versions: Of the packages that made it.
+        precision: What it learned in, `float32` or `bfloat16`; None: not known.
     """
 
     name: str
     training_data_sha256: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,10 +146,14 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         # numpy leaves a file open that is no archive, if it opened it itself.
         with (directory / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights: Weights = {key: arrays[key] for key in arrays.files}
+    except PermissionError as error:
+        raise CheckpointInvalid(
+            f"{error.filename}: {error.strerror}; who runs this must be able to read it."
+        ) from error
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointInvalid(
-            f"{directory / name}: {str(error).rstrip('.')}. Copy the checkpoint anew from "
-            "where it came, or train it again."
+            f"{directory / name}: {str(error).rstrip('.')}. Copy the checkpoint anew from where it came, or "
+            "train it again; one that a later Cellstream made needs that."
         ) from error
     check_weights(config, weights, where=f"{directory / name}")
     tokenizer = load_tokenizer(directory / "tokenizer.json") if config.input == "tokens" else None

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from cellstream.cli import logs
 from cellstream.cli.console import console, print_json
+from cellstream.errors import SettingsInvalid
 from cellstream.settings import PREFIX, Settings, load_settings
 
 _FILE = Path("cellstream.toml")
@@ -110,7 +111,13 @@ def command(
     logs.configure(settings.log_level, settings.log_format)
     from cellstream.api import serve
 
-    serve(settings)
+    try:
+        serve(settings)
+    except SettingsInvalid as error:
+        # Only here is known where a setting came from; a file in the working directory is easily forgotten.
+        if (source := sources.get(str(error.values.get("setting")), "default")) == "default":
+            raise
+        raise SettingsInvalid(f"{error.message} It was set by {source}.", **error.values) from error
 
 
 def _print_settings(settings: Settings, sources: dict[str, str], file: Path | None) -> None:

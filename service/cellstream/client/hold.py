@@ -73,6 +73,7 @@ class Hold:
         self._opening_message = opening
         self._name = opening.session_id
         self._gone: CellstreamError | None = None  # why, once it is
+        self._away: CellstreamError | None = None  # why, while it is
         self._loan: object | None = None  # what a generation of ours is known by, while it writes
         self._conversation: Conversation | None = None
         self._lock = asyncio.Lock()  # one opening or letting go at a time
@@ -111,7 +112,15 @@ class Hold:
                 await self._attach(self._opening_message, timeout_seconds)
                 self.ledger.position = self.told.position
                 return
-            await self._attach(self._opening_again, timeout_seconds)
+            try:
+                await self._attach(self._opening_again, timeout_seconds)
+            except ConnectionLost as lost:
+                if not isinstance(self._away, Draining):
+                    raise
+                raise ConnectionLost(
+                    f"{self.label} cannot be returned to; its server said that it was going away, at position "
+                    f"{self.ledger.position}: {lost.message}"
+                ) from lost
             mine, theirs = self.ledger.position, self.told.position
             self.ledger.position = theirs
             if mine != theirs:
@@ -339,6 +348,7 @@ class Hold:
             return  # It was not held, and stands where it stood.
         self.standing = Standing.AWAY if may_return and self._name else Standing.GONE
         self._gone = None if self.standing is Standing.AWAY else error
+        self._away = error if self.standing is Standing.AWAY else None
         self._unwatch()
         self.ledger.fail_all(error)
         if self._closing is not None and not self._closing.done():

@@ -102,7 +102,9 @@ class Engine:
         self.why_exact: str | None = None
         if numerics == "fast":
             if version.sequence_graph is None:
-                self.why_exact = "the version has no sequence graph"
+                self.why_exact = (
+                    "the version has no sequence graph; `cellstream export` of it makes a version with one"
+                )
             else:
                 sequence = SequenceGraph(manifest, version.sequence_graph, intra_op_threads=intra_op_threads)
                 found = check_sequence(sequence, self._graph, manifest, checked, batch_rows_max)

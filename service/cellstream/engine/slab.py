@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellstream.errors import TooManySessions
+from cellstream.errors import SettingsInvalid, TooManySessions
 from cellstream.repository.manifest import State
 
 
@@ -27,6 +27,9 @@ class Slab:
         states: What a session carries.
         slots_max: How many sessions fit.
 
+    Raises:
+        SettingsInvalid: There is no memory for so many.
+
     Attributes:
         arrays: For each state, [slots_max, *shape].
         positions: How many tokens each slot's session has absorbed, int64 [slots_max].
@@ -37,12 +40,19 @@ class Slab:
     def __init__(self, states: Sequence[State], slots_max: int) -> None:
         self.slots_max = slots_max
         self.slots_taken = 0
-        self.arrays: list[NDArray[Any]] = [
-            np.empty((slots_max, *state.shape), np.dtype(state.dtype)) for state in states
-        ]
-        self.positions = np.zeros(slots_max, np.int64)
+        try:
+            self.arrays: list[NDArray[Any]] = [
+                np.empty((slots_max, *state.shape), np.dtype(state.dtype)) for state in states
+            ]
+            self.positions = np.zeros(slots_max, np.int64)
+            self.taken = bytearray(slots_max)
+        except (MemoryError, OverflowError, ValueError) as error:  # numpy's for what no array can have
+            raise SettingsInvalid(
+                f"slots_max is {slots_max}, and this machine has no room for the states of so many "
+                f"sessions: {error}. Choose a smaller one.",
+                setting="slots_max",
+            ) from error
         self._initial = [state.initial for state in states]
-        self.taken = bytearray(slots_max)
         self._given_back: list[int] = []  # A heap; every one of them lies below `_fresh`.
         self._fresh = 0  # Slots from here on were never taken.
 

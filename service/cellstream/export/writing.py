@@ -127,10 +127,11 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
         _refuse_existing(target)  # someone may have been faster
         target.parent.mkdir(exist_ok=True)
         staging.rename(target)
-        sync(target.parent)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    for folder in (target.parent, models_directory):
+        sync(folder)
 
 
 def _refuse_existing(target: Path) -> None:

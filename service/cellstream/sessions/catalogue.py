@@ -107,27 +107,22 @@ def choose_default(names: Sequence[str], default_model: str | None) -> str:
     """What a session gets that names no model: what the settings say, or the only one that there is.
 
     Args:
-        names: All models.
+        names: All models, at least one.
         default_model: The setting.
 
     Raises:
-        SettingsInvalid: There is no model, or several and no setting, or the setting is not among them.
+        SettingsInvalid: There are several and no setting, or the setting is not among them.
     """
     listed = ", ".join(names)
-    if not names:
-        raise SettingsInvalid(
-            "there is no model to serve; `models` is the directory that has a folder <name>/<version>/ for "
-            "each."
-        )
-    if default_model is None and len(names) > 1:
+    if default_model is None and len(names) != 1:
         raise SettingsInvalid(
             f"{len(names)} models are here ({listed}); set default_model to the one that sessions get which "
             "name none."
         )
     if default_model is not None and default_model not in names:
         raise SettingsInvalid(
-            f"default_model is {default_model!r}, and the models here are: {listed}. Set it to one of them; "
-            "`cellstream serve --show-config` tells where it is set now."
+            f"default_model is {default_model!r}, and the models here are: {listed}. Set it to one of them.",
+            setting="default_model",
         )
     return default_model or names[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -240,8 +241,16 @@ def _problem(error: Mapping[str, object]) -> str:
         case "missing":
             return f"{key}: expected a value, found none"
         case "extra_forbidden":
-            return f"{key}: expected no such key, found {error['input']!r}"
+            return f"{key}: expected no such key, found {error['input']!r}; {_keys_beside(place)}"
         case "value_error":  # ours: the message says it all
             return f"{key}: {str(error['msg']).removeprefix('Value error, ')}"
     message = str(error["msg"]).removeprefix("Input should be ")
     return f"{key}: expected {message}, found {error['input']!r}"
+
+
+def _keys_beside(place: tuple[object, ...]) -> str:
+    """Which keys there are in the table of one that is unknown."""
+    tables: dict[object, type[BaseModel]] = {"data": Data, "model": Model, "training": Training}
+    known = tables.get(place[0], Recipe) if len(place) > 1 else Recipe
+    close = get_close_matches(str(place[-1]), known.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else f"the keys here are {', '.join(known.model_fields)}"

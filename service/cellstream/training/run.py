@@ -305,6 +305,7 @@ class Run:
                 training_data_sha256=self._splits.training_sha256,
                 metrics=metrics,
                 versions=_versions(),
+                precision=self.pace.precision,
             ),
         )
 
