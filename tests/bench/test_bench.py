@@ -15,7 +15,7 @@ from bench import page, plots, products
 from bench.__main__ import main
 from bench.bare import Bare
 from bench.measure import Plan
-from bench.profile import by_part, read_shares
+from bench.profile import PerfFailed, by_part, check_perf, read_shares
 from bench.rows import ROWS, Bench, Gauge
 from bench.sweep import PANELS, Range, sweep
 
@@ -83,6 +83,13 @@ def test_every_panel_of_the_sweep_is_measured_and_drawn(tmp_path: Path) -> None:
             assert all(len(runs) == 2 and runs[0]["cpu_microseconds"] > 0 for runs in line.values())
     plots.draw_sweep(panels, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_without_perf_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would be missed after eight minutes of measuring."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PerfFailed, match="Debian: linux-perf"):
+        check_perf()
 
 
 def test_a_profile_names_the_parts_of_a_token() -> None:

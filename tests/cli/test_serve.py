@@ -84,6 +84,27 @@ def test_no_models_no_server(run: Run) -> None:
     assert "nowhere: expected a directory of models" in refused.err
 
 
+def test_a_setting_that_does_not_fit_the_models_says_where_it_was_set(
+    run: Run, many: Path, tmp_path: Path
+) -> None:
+    """A file in the working directory is easily forgotten."""
+    ports = ("--port", "0", "--metrics-port", "0")
+    (tmp_path / "cellstream.toml").write_text('default_model = "nobody"\n')
+    refused = run("serve", "--models", str(many), *ports)
+    assert refused.code == 2
+    assert "the models here are: letters, meter, tiny. " in refused.err
+    assert "It was set by cellstream.toml." in refused.err
+    refused = run(
+        "serve", "--models", str(many), "--default-model", "tiny", "--slots-max", str(10**15), *ports
+    )
+    assert refused.code == 2
+    assert "It was set by --slots-max." in refused.err
+    (tmp_path / "empty").mkdir()
+    refused = run("serve", "--models", "empty", *ports)
+    assert refused.code == 2
+    assert "empty has no model" in refused.err
+
+
 def test_a_taken_port_is_refused(run: Run, many: Path) -> None:
     """Both ports, each with the setting to change."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

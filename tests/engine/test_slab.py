@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from cellstream.engine.slab import Slab
-from cellstream.errors import TooManySessions
+from cellstream.errors import SettingsInvalid, TooManySessions
 from cellstream.repository.manifest import State
 
 STATES = (
@@ -116,3 +116,10 @@ def test_integrity_notices_a_slot_that_is_free_and_taken() -> None:
     slab.taken[slot] = False
     with pytest.raises(AssertionError):
         slab.check_integrity()
+
+
+@pytest.mark.parametrize("slots_max", [10**14, 10**19, 10**30])
+def test_more_slots_than_memory_is_a_wrong_setting(slots_max: int) -> None:
+    """A slip of the keyboard is no fault of the server's."""
+    with pytest.raises(SettingsInvalid, match=f"slots_max is {slots_max}, and this machine has no room"):
+        Slab(STATES, slots_max)

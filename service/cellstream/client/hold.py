@@ -118,8 +118,8 @@ class Hold:
                 if not isinstance(self._away, Draining):
                     raise
                 raise ConnectionLost(
-                    f"{self.label} cannot be returned to; its server said that it was going away, at position "
-                    f"{self.ledger.position}: {lost.message}"
+                    f"{self.label} cannot be returned to; its server said that it was going away, at "
+                    f"position {self.ledger.position}: {lost.message}"
                 ) from lost
             mine, theirs = self.ledger.position, self.told.position
             self.ledger.position = theirs
