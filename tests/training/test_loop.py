@@ -47,6 +47,7 @@ def test_a_recipe_becomes_a_checkpoint_with_honest_numbers(recipe_path: Path, co
     assert checkpoint.record.training_data_sha256 == splits.training_sha256
     assert checkpoint.record.name == "tale"
     assert checkpoint.record.versions.keys() == {"python", "numpy", "torch"}
+    assert checkpoint.record.precision in ("float32", "bfloat16")
     assert checkpoint.tokenizer == splits.tokenizer
 
     card = (directory / "CARD.md").read_text(encoding="utf-8")

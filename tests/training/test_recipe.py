@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cellstream.errors import RecipeInvalid
 from cellstream.training import load_recipe
+from cellstream.training.recipe import Data, Model, Recipe, Training
 
 
 def test_a_recipe_is_read(recipe_path: Path) -> None:
@@ -117,3 +119,21 @@ def test_the_shipped_recipes_stand(name: str) -> None:
     recipe = load_recipe(Path(__file__).parents[2] / "models" / name / "recipe.toml")
     assert recipe.name == name
     assert recipe.data.heldout == ("julius_caesar", "tempest")
+
+
+def test_the_docs_have_every_key_with_its_default() -> None:
+    """Whoever writes a recipe reads docs/training.md, and nothing else."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    told: dict[str, str] = {}
+    for names, default in re.findall(
+        r"^\| (`[a-z_.`, ]+`) \|([^|]*)\|", page.read_text(encoding="utf-8"), re.M
+    ):
+        keys = re.findall(r"[a-z_.]+", names)
+        defaults = default.strip().split(", ") if ", " in default else [default.strip()] * len(keys)
+        told.update(zip(keys, defaults, strict=True))
+    for prefix, part in (("", Recipe), ("data.", Data), ("model.", Model), ("training.", Training)):
+        for name, field in part.model_fields.items():
+            if name not in ("data", "model", "training"):
+                given = not field.is_required() and field.default not in (None, ())
+                default = str(field.default).removesuffix(".0").lower() if given else ""
+                assert told[prefix + name] == default, prefix + name

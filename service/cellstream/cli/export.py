@@ -105,7 +105,8 @@ def _heldout(recipe: Path | None, models: Path, runs: Path) -> HeldOut:
         except (RecipeInvalid, TrainingFailed) as error:
             if recipe is not None:
                 raise
-            note(f"What is served is not measured: {error.message}. --recipe names another recipe.")
+            why = error.message if path.exists() else f"there is no {path}"
+            note(f"How well it predicts as it is served is not measured: {why}. --recipe names the recipe.")
             return {}
 
     return find

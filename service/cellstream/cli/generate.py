@@ -112,5 +112,7 @@ def _summarise(generation: Generation, tokens: int, timing: Timing, *, as_json: 
     why = {"length": "all that was asked for", "stop": "a stop text came"}
     ended = why.get(generation.finish_reason or "", "interrupted")
     made = f"{count(tokens, 'token')} ({ended}), {tokens / timing.seconds:,.0f} a second"
-    seed = f"seed {generation.seed}, position {generation.position:,}"
+    # One that is broken off may have gone further than its last piece that came.
+    least = "" if generation.finish_reason else "at least "
+    seed = f"seed {generation.seed}, position {least}{generation.position:,}"
     note(f"[dim]{made}, {timing} a piece; {seed}.[/dim]")
