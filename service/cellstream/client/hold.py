@@ -72,8 +72,7 @@ class Hold:
         self._connection = connection
         self._opening_message = opening
         self._name = opening.session_id
-        self._gone: CellstreamError | None = None  # why, once it is
-        self._away: CellstreamError | None = None  # why, while it is
+        self._left: CellstreamError | None = None  # why it was let go of last
         self._loan: object | None = None  # what a generation of ours is known by, while it writes
         self._conversation: Conversation | None = None
         self._lock = asyncio.Lock()  # one opening or letting go at a time
@@ -115,7 +114,7 @@ class Hold:
             try:
                 await self._attach(self._opening_again, timeout_seconds)
             except ConnectionLost as lost:
-                if not isinstance(self._away, Draining):
+                if not isinstance(self._left, Draining):
                     raise
                 raise ConnectionLost(
                     f"{self.label} cannot be returned to; its server said that it was going away, at "
@@ -135,7 +134,7 @@ class Hold:
         """Attaches to it, whoever holds it, and takes the server's position; see `Session.reattach`."""
         async with self._lock:
             self._detach(TakenOver(f"{self.label} was attached to anew"), may_return=True)
-            self._gone = self._loan = None
+            self._left = self._loan = None
             await self._attach(self._opening_again, timeout_seconds)
             self.ledger.position = self.told.position
             self.ledger.forget_failure()
@@ -257,6 +256,11 @@ class Hold:
     # ------------------------------------------------------------ helpers
 
     @property
+    def _gone(self) -> CellstreamError | None:
+        """Why nobody can return to it; None: somebody can, or it is held."""
+        return self._left if self.standing is Standing.GONE else None
+
+    @property
     def _opening_again(self) -> pb.Open:
         again = pb.Open(session_id=self._name, mode=pb.MODE_ATTACH)
         if self._opening_message.HasField("answer"):
@@ -347,8 +351,7 @@ class Hold:
                 self._opening.set_exception(copy.copy(error))
             return  # It was not held, and stands where it stood.
         self.standing = Standing.AWAY if may_return and self._name else Standing.GONE
-        self._gone = None if self.standing is Standing.AWAY else error
-        self._away = error if self.standing is Standing.AWAY else None
+        self._left = error
         self._unwatch()
         self.ledger.fail_all(error)
         if self._closing is not None and not self._closing.done():
