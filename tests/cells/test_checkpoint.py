@@ -147,7 +147,7 @@ def double_weight(directory: Path) -> None:
         (lambda at: (at / "weights.npz").unlink(), r"weights\.npz"),
         (
             lambda at: (at / "weights.npz").write_bytes(b"PK\x03\x04"),
-            r"weights\.npz: .*\. Copy the checkpoint",
+            r"weights\.npz: .*copy it anew from where it came",
         ),
         (lambda at: (at / "weights.npz").write_bytes(b""), r"weights\.npz"),
         (spoil_weight, r"weights\.npz: head\.bias: expected float32 \(3,\), found float32 \(5,\)"),
@@ -163,6 +163,21 @@ def test_a_spoilt_checkpoint_is_refused(
     spoil(tmp_path / "checkpoint")
     with pytest.raises(CheckpointInvalid, match=message):
         load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody should train again for want of a permission. Root may read everything, so it is raised here."""
+    save_checkpoint(tmp_path / "checkpoint", checkpoint())
+
+    def refuse(file: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CheckpointInvalid, match=r"config\.json: Permission denied; who runs this") as refused:
+        load_checkpoint(tmp_path / "checkpoint")
+    assert "train it again" not in refused.value.message
 
 
 def test_a_model_of_tokens_needs_its_tokenizer(tmp_path: Path) -> None:

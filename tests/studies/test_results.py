@@ -1,4 +1,4 @@
-"""That the four networks differ in nothing but their cells, and that the page says what was measured."""
+"""That the four recipes differ in nothing but their cells, and that the page says what was measured."""
 
 from __future__ import annotations
 

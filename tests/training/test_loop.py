@@ -47,13 +47,13 @@ def test_a_recipe_becomes_a_checkpoint_with_honest_numbers(recipe_path: Path, co
     assert checkpoint.record.training_data_sha256 == splits.training_sha256
     assert checkpoint.record.name == "tale"
     assert checkpoint.record.versions.keys() == {"python", "numpy", "torch"}
-    assert checkpoint.record.precision in ("float32", "bfloat16")
     assert checkpoint.tokenizer == splits.tokenizer
 
     card = (directory / "CARD.md").read_text(encoding="utf-8")
     assert f"**{metrics['heldout_bits_per_character']:.3f}**" in card
     assert f"| the same by xz, behind the training text | | {metrics['xz_bits_per_character']:.3f} |" in card
     assert splits.training_sha256 in card
+    assert f", {checkpoint.record.precision} on " in " ".join(card.split())
     assert max(map(len, card.splitlines())) <= 120
     assert (directory / "report.png").read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (runs / "tale" / "log.jsonl").read_text().splitlines()]

@@ -152,8 +152,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         ) from error
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointInvalid(
-            f"{directory / name}: {str(error).rstrip('.')}. Copy the checkpoint anew from where it came, or "
-            "train it again; one that a later Cellstream made needs that."
+            f"{directory / name}: {str(error).rstrip('.')}. If a later Cellstream made the checkpoint, this "
+            "one cannot read it; else copy it anew from where it came, or train it again."
         ) from error
     check_weights(config, weights, where=f"{directory / name}")
     tokenizer = load_tokenizer(directory / "tokenizer.json") if config.input == "tokens" else None

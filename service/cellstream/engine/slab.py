@@ -27,14 +27,14 @@ class Slab:
         states: What a session carries.
         slots_max: How many sessions fit.
 
-    Raises:
-        SettingsInvalid: There is no memory for so many.
-
     Attributes:
         arrays: For each state, [slots_max, *shape].
         positions: How many tokens each slot's session has absorbed, int64 [slots_max].
         taken: For each slot, whether a session owns it.
         slots_taken: How many slots are taken.
+
+    Raises:
+        SettingsInvalid: There is no memory for so many.
     """
 
     def __init__(self, states: Sequence[State], slots_max: int) -> None:

@@ -131,7 +131,7 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     for folder in (target.parent, models_directory):
-        sync(folder)
+        sync(folder)  # a failure here is told, and the version stays: it is whole
 
 
 def _refuse_existing(target: Path) -> None:

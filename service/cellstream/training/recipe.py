@@ -250,7 +250,8 @@ def _problem(error: Mapping[str, object]) -> str:
 
 def _keys_beside(place: tuple[object, ...]) -> str:
     """Which keys there are in the table of one that is unknown."""
-    tables: dict[object, type[BaseModel]] = {"data": Data, "model": Model, "training": Training}
-    known = tables.get(place[0], Recipe) if len(place) > 1 else Recipe
-    close = get_close_matches(str(place[-1]), known.model_fields, n=1)
-    return f"did you mean {close[0]}?" if close else f"the keys here are {', '.join(known.model_fields)}"
+    table: Any = Recipe
+    for key in place[:-1]:
+        table = table.model_fields[key].annotation
+    close = get_close_matches(str(place[-1]), table.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else f"the keys here are {', '.join(table.model_fields)}"
