@@ -46,10 +46,28 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     host: str = Field(
-        default="127.0.0.1", description="Address that gRPC binds; this machine only, unless told."
+        default="127.0.0.1",
+        description="Address that gRPC binds; this machine only, unless told. `::` is IPv6 and IPv4; "
+        "`unix:/path` a socket in the file system.",
     )
     port: int = Field(
         default=50051, ge=0, le=65535, description="Port of gRPC; 0: any free one. gRPC's customary port."
+    )
+    transport: Literal["native", "grpcio"] = Field(
+        default="grpcio",
+        description="native: our own HTTP/2, less than half the CPU a token; grpcio: gRPC's C core.",
+    )
+    reuse_port: bool = Field(
+        default=False,
+        description="Share the port with other servers that do the same (SO_REUSEPORT): several processes of "
+        "one service. Off, a second server on one port is refused.",
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and its chain; with it, TLS only."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, unencrypted.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities whose clients are let in (mutual TLS)."
     )
     metrics_host: str = Field(
         default="127.0.0.1", description="Address that /metrics binds; this machine only, unless told."
@@ -98,7 +116,7 @@ class Settings(BaseSettings):
         default=128, description="Bytes of a session id; a UUID has 36."
     )
     streams_max: PositiveInt = Field(
-        default=4096, description="Streams open at once; each costs about 27 KiB."
+        default=16_384, description="Streams open at once; each costs about 4 KiB, behind grpcio 27 KiB."
     )
     stream_handles_max: PositiveInt = Field(default=4096, description="Handles one stream may use at once.")
     stream_queue_tokens_max: PositiveInt = Field(
@@ -107,6 +125,11 @@ class Settings(BaseSettings):
     stream_outbox_bytes_max: PositiveInt = Field(
         default=4 << 20,
         description="Unsent response bytes of one stream; beyond it the stream is neither read nor stepped.",
+    )
+    buffered_bytes_max: PositiveInt = Field(
+        default=256 << 20,
+        description="Bytes of unfinished messages, and again of unsent responses, over all streams; beyond it "
+        "a stream gets its fair share, and of unfinished messages the oldest goes on.",
     )
     response_bytes_max: PositiveInt = Field(
         default=1 << 20,
@@ -137,6 +160,86 @@ class Settings(BaseSettings):
     )
     retry_after_seconds: PositiveFloat = Field(
         default=1.0, description="What RetryInfo tells a client that was refused for capacity."
+    )
+
+    # The limits of a connection, in the native transport. Each names the attack that it stands against.
+    connections_max: PositiveInt = Field(
+        default=16_384,
+        description="Connections open at once, each a file descriptor. Against: connection floods.",
+    )
+    connection_streams_max: PositiveInt = Field(
+        default=32_768,
+        description="Streams of one connection (MAX_CONCURRENT_STREAMS). More than streams_max, because gRPC "
+        "clients wait in silence at this one, and are refused with a reason at that one.",
+    )
+    connection_turn_frames_max: PositiveInt = Field(
+        default=512,
+        description="Frames read from one connection before the others have their turn; header blocks and "
+        "unpacked messages count a frame for each KiB. Against: one client starving all.",
+    )
+    stream_window_bytes: int = Field(
+        default=65_536,
+        ge=1024,
+        le=(1 << 31) - 1,
+        description="Bytes of one stream that are read and not applied, one message excepted; beyond it the "
+        "stream is not read. HTTP/2's window, its default. Against: clients that send and never wait.",
+    )
+    header_list_bytes_max: PositiveInt = Field(
+        default=16_384,
+        description="Bytes of a call's decoded headers, HTTP/2's count; beyond it the call is refused, beyond "
+        "four times as many the connection. Against: header bombs (HPACK bombs, CVE-2016-6581).",
+    )
+    header_block_bytes_max: PositiveInt = Field(
+        default=32_768,
+        description="Bytes of a compressed header block with its CONTINUATION frames. Against: CONTINUATION "
+        "floods (CVE-2024-27316).",
+    )
+    resets_burst: PositiveInt = Field(
+        default=1000,
+        description="Streams of a connection that end early at once, whoever resets them, before it is told to "
+        "calm down; nghttp2's default. Against: rapid reset (CVE-2023-44487), MadeYouReset (CVE-2025-8671).",
+    )
+    resets_per_second: PositiveFloat = Field(
+        default=33.0, description="Resets that a connection regains each second; nghttp2's default."
+    )
+    control_frames_burst: PositiveInt = Field(
+        default=1000,
+        description="SETTINGS, PRIORITY, empty DATA and other frames without content of a connection at once, "
+        "before it is told to calm down. Against: SETTINGS and empty-frame floods (CVE-2019-9515, -9518).",
+    )
+    control_frames_per_second: PositiveFloat = Field(
+        default=100.0, description="Such frames that a connection regains each second."
+    )
+    ping_seconds_min: PositiveFloat = Field(
+        default=5.0,
+        description="Least time between two PINGs of a client on a connection to which nothing was sent "
+        "meanwhile: the least keepalive interval that a client may have. Against: PING floods (CVE-2019-9512).",
+    )
+    ping_strikes_max: PositiveInt = Field(
+        default=2, description="PINGs that come too soon before the connection is ended; gRPC's default."
+    )
+    handshake_seconds: PositiveFloat = Field(
+        default=5.0,
+        description="From a connection's beginning to its end of TLS, and again to HTTP/2's preface. Against: "
+        "connections that say nothing (slowloris).",
+    )
+    first_message_seconds: PositiveFloat = Field(
+        default=30.0, description="From a call's headers to its first message. Against: calls of headers alone."
+    )
+    unstarted_calls_max: PositiveInt = Field(
+        default=4096, description="Calls, over all connections, whose first message has not come."
+    )
+    stall_seconds_max: PositiveFloat = Field(
+        default=30.0,
+        description="How long a client may leave what we have to send unread, without any progress. Against: "
+        "windows that never open (CVE-2019-9511, -9517).",
+    )
+    connection_buffered_bytes_max: PositiveInt = Field(
+        default=16 << 20,
+        description="Bytes of unfinished messages of one connection; beyond it only the oldest goes on.",
+    )
+    watches_max: PositiveInt = Field(
+        default=1024, description="Calls of health Watch open at once. Against: watches without number."
     )
 
     generate_tokens_max: PositiveInt = Field(default=65_536, description="Tokens of one generation.")
