@@ -42,7 +42,8 @@ ENV PATH=/opt/cellstream/bin:$PATH \
 USER 10001:10001
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
+# Without a target it asks the server of this environment, on its port and with its certificate.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["cellstream", "health", "127.0.0.1:50051"]
+  CMD ["cellstream", "health"]
 ENTRYPOINT ["cellstream"]
 CMD ["serve"]

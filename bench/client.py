@@ -56,6 +56,7 @@ class LoadClient:
         feeds: How many sessions a message feeds.
         tokens: With how many tokens each.
         echo: Whether the server answers with what it is told, so that positions mean nothing.
+        path: Of a unary method: each message is a call of its own, and `streams` are under way at a time.
 
     Raises:
         LoadFailed: A stream could not be opened, or the client could not be built.
@@ -72,6 +73,7 @@ class LoadClient:
         feeds: int,
         tokens: int,
         echo: bool = False,
+        path: str = "",
     ) -> None:
         numbers = map(str, (streams, connections, window, feeds, tokens))
         with tempfile.NamedTemporaryFile(suffix=".requests") as file:
@@ -79,7 +81,7 @@ class LoadClient:
                 file.write(struct.pack("<I", len(message)) + message)
             file.flush()
             self._process = subprocess.Popen(
-                [build(), str(port), file.name, *numbers, *(["echo"] if echo else [])],
+                [build(), str(port), file.name, *numbers, *(["echo"] if echo else [path] if path else [])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -1,6 +1,6 @@
 /* A load client that costs little beside the server that it measures.
  *
- *     load PORT FILE STREAMS CONNECTIONS WINDOW FEEDS TOKENS [echo]
+ *     load PORT FILE STREAMS CONNECTIONS WINDOW FEEDS TOKENS [echo | PATH]
  *
  * Opens STREAMS Predict streams over CONNECTIONS connections to a server on this machine, and then, for every
  * number of seconds that it reads from standard input, keeps all of them busy for so long and prints one line
@@ -13,6 +13,9 @@
  * Every reply is parsed as far as it takes to know that it is an answer: no error, no event, a prediction, and
  * the position that the session must have reached. With `echo` positions are not looked at. Whatever else
  * comes ends the program with a message and status 1.
+ *
+ * With the PATH of a unary method every message is a call of its own: STREAMS calls are under way at a time, and
+ * one is answered when its message is whole and its status is OK. WINDOW, FEEDS and TOKENS are 1.
  *
  * HTTP/2 is nghttp2's; gRPC adds five bytes before each message, and the status in the trailers.
  */
@@ -60,10 +63,12 @@ typedef struct {
   size_t items;        /* results of the oldest message under way that have come */
   double *sent_at;     /* when each message under way was sent, a ring of WINDOW */
   size_t sent, answered; /* messages, the opening not counted */
+  bool ok;             /* whether the status of a unary call is OK */
 } Stream;
 
 static size_t streams_count, connections_count, window, feeds, tokens;
-static bool echo;
+static bool echo, unary;
+static const char *path = "/cellstream.v1.PredictionService/Predict";
 static Stream *streams;
 static Connection *connections;
 static Message *messages; /* the first one opens */
@@ -169,15 +174,30 @@ static bool take_result(Stream *stream, Bytes result) {
   return true;
 }
 
+static void request(Stream *stream);
+
 static void let_send(Stream *stream) {
   stream->waiting++;
   under_way++;
-  nghttp2_session_resume_data(stream->connection->http2, stream->id); /* nothing if it is sending already */
+  if (unary)
+    request(stream);
+  else
+    nghttp2_session_resume_data(stream->connection->http2, stream->id); /* nothing if it is sending already */
 }
 
 static void send_next(Stream *stream) {
   stream->sent_at[stream->sent++ % window] = now;
   let_send(stream);
+}
+
+/* Counts an answered message, and sends the next. */
+static void take_answer(Stream *stream) {
+  under_way--;
+  if (!stream->sent) return; /* it was the opening */
+  if (latencies_count == latencies_room)
+    latencies = room(latencies, latencies_room = 2 * latencies_room + 1024, sizeof *latencies);
+  latencies[latencies_count++] = now - stream->sent_at[stream->answered++ % window];
+  if (sending) send_next(stream);
 }
 
 /* cellstream.v1.PredictResponse. Sessions answer in their own order: with a window, `FEEDS more results` stands
@@ -195,12 +215,7 @@ static void take_response(Stream *stream, Bytes response) {
       continue;
     if (++stream->items < feeds) continue;
     stream->items = 0;
-    under_way--;
-    if (!stream->sent) continue; /* it was the opening */
-    if (latencies_count == latencies_room)
-      latencies = room(latencies, latencies_room = 2 * latencies_room + 1024, sizeof *latencies);
-    latencies[latencies_count++] = now - stream->sent_at[stream->answered++ % window];
-    if (sending) send_next(stream);
+    take_answer(stream);
   }
 }
 
@@ -220,7 +235,7 @@ static int on_data(nghttp2_session *http2, uint8_t flags, int32_t id, const uint
     uint32_t length;
     memcpy(&length, begin - 4, 4);
     length = ntohl(length);
-    if (stream->reply_size - at - PREFIX < length) break;
+    if (unary || stream->reply_size - at - PREFIX < length) break; /* a unary reply waits for its status */
     take_response(stream, (Bytes){begin, begin + length});
     at += PREFIX + length;
   }
@@ -230,14 +245,24 @@ static int on_data(nghttp2_session *http2, uint8_t flags, int32_t id, const uint
 
 static int on_header(nghttp2_session *http2, const nghttp2_frame *frame, const uint8_t *name, size_t name_size,
                      const uint8_t *value, size_t value_size, uint8_t flags, void *user) {
-  (void)http2, (void)frame, (void)flags, (void)user;
-  if (name_size >= 11 && (!memcmp(name, "grpc-status", 11) || !memcmp(name, "grpc-message", 11))) /* at the end */
+  (void)flags, (void)user;
+  Stream *stream = nghttp2_session_get_stream_user_data(http2, frame->hd.stream_id);
+  if (unary && name_size == 11 && !memcmp(name, "grpc-status", 11) && value_size == 1 && *value == '0')
+    stream->ok = true;
+  else if (name_size >= 11 && (!memcmp(name, "grpc-status", 11) || !memcmp(name, "grpc-message", 11))) /* at the end */
     fprintf(stderr, "%.*s: %.*s\n", (int)name_size, (const char *)name, (int)value_size, (const char *)value);
   return 0;
 }
 
 static int on_close(nghttp2_session *http2, int32_t id, uint32_t error, void *user) {
-  (void)http2, (void)user;
+  (void)user;
+  Stream *stream = nghttp2_session_get_stream_user_data(http2, id);
+  uint32_t length = 0;
+  if (stream->reply_size >= PREFIX) memcpy(&length, stream->reply + 1, 4);
+  if (unary && stream->ok && stream->reply_size >= PREFIX && stream->reply_size == PREFIX + ntohl(length)) {
+    take_answer(stream);
+    return 0;
+  }
   fail("the server ended stream %d: %s", id, nghttp2_http2_strerror(error));
   return 0;
 }
@@ -246,7 +271,7 @@ static int on_close(nghttp2_session *http2, int32_t id, uint32_t error, void *us
 static ssize_t on_frame(nghttp2_session *http2, int32_t id, uint8_t *buffer, size_t most, uint32_t *flags,
                         nghttp2_data_source *source, void *user) {
   Stream *stream = source->ptr;
-  (void)http2, (void)id, (void)flags, (void)user;
+  (void)http2, (void)id, (void)user;
   if (!stream->waiting) return NGHTTP2_ERR_DEFERRED;
   const Message *message = &messages[stream->next];
   size_t left = message->size - stream->next_sent;
@@ -254,6 +279,7 @@ static ssize_t on_frame(nghttp2_session *http2, int32_t id, uint8_t *buffer, siz
   memcpy(buffer, message->bytes + stream->next_sent, size);
   stream->next_sent += size;
   if (size == left) {
+    if (unary) *flags |= NGHTTP2_DATA_FLAG_EOF;
     stream->waiting--;
     stream->next_sent = 0;
     stream->next = stream->next ? 1 + stream->next % (messages_count - 1) /* round and round, never the first */
@@ -307,22 +333,29 @@ static void connect_to(Connection *connection, uint16_t port) {
 #define HEADER(name, value) \
   { (uint8_t *)name, (uint8_t *)value, sizeof name - 1, sizeof value - 1, NGHTTP2_NV_FLAG_NONE }
 
-static void open_stream(Stream *stream) {
-  static const nghttp2_nv headers[] = {
+/* Begins the call of a stream: the one that it keeps, or its next one if calls are unary. */
+static void request(Stream *stream) {
+  const nghttp2_nv headers[] = {
       HEADER(":method", "POST"),
       HEADER(":scheme", "http"),
-      HEADER(":path", "/cellstream.v1.PredictionService/Predict"),
+      {(uint8_t *)":path", (uint8_t *)path, 5, strlen(path), NGHTTP2_NV_FLAG_NONE},
       HEADER(":authority", "127.0.0.1"),
       HEADER("content-type", "application/grpc"),
       HEADER("te", "trailers"),
   };
   nghttp2_data_provider provider = {.source.ptr = stream, .read_callback = on_frame};
-  stream->fed = calloc(feeds, sizeof *stream->fed);
-  stream->sent_at = calloc(window, sizeof *stream->sent_at);
-  if (!stream->fed || !stream->sent_at) fail("out of memory");
+  stream->ok = false;
+  stream->reply_size = 0;
   stream->id = nghttp2_submit_request(stream->connection->http2, NULL, headers,
                                       sizeof headers / sizeof *headers, &provider, stream);
   if (stream->id < 0) fail("HTTP/2: %s", nghttp2_strerror(stream->id));
+}
+
+static void open_stream(Stream *stream) {
+  stream->fed = calloc(feeds, sizeof *stream->fed);
+  stream->sent_at = calloc(window, sizeof *stream->sent_at);
+  if (!stream->fed || !stream->sent_at) fail("out of memory");
+  if (!unary) request(stream);
   let_send(stream);
 }
 
@@ -407,11 +440,13 @@ static void read_messages(const char *path) {
 }
 
 int main(int count, char **arguments) {
-  if (count < 8) fail("load PORT FILE STREAMS CONNECTIONS WINDOW FEEDS TOKENS [echo]");
+  if (count < 8) fail("load PORT FILE STREAMS CONNECTIONS WINDOW FEEDS TOKENS [echo | PATH]");
   size_t *numbers[] = {&streams_count, &connections_count, &window, &feeds, &tokens};
   for (size_t each = 0; each < 5; each++)
     if (!(*numbers[each] = strtoul(arguments[3 + each], NULL, 10))) fail("every number is at least 1");
-  echo = count > 8;
+  echo = count > 8 && !strcmp(arguments[8], "echo");
+  unary = count > 8 && !echo;
+  if (unary) path = arguments[8];
   read_messages(arguments[2]);
   connections = calloc(connections_count, sizeof *connections);
   streams = calloc(streams_count, sizeof *streams);

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +46,17 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric + "{"))
 
 
+def service(models: Path, **settings: object) -> AbstractContextManager[Server]:
+    """Run `cellstream serve` with its default settings but these; beside the models is no cellstream.toml."""
+    return installed_service(Path(sys.executable), models, **settings)
+
+
 @contextmanager
-def service(models: Path, **settings: object) -> Iterator[Server]:
-    """`cellstream serve` with its default settings but these; beside the models is no cellstream.toml."""
+def installed_service(python: Path, models: Path, **settings: object) -> Iterator[Server]:
+    """Run the service that is installed in this Python's environment."""
     given = {"models": models, "port": 0, "metrics_port": 0, "log_format": "json", **settings}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    with _started(["-m", "cellstream.cli", "serve", *arguments], models) as server:
+    with _started(["-m", "cellstream.cli", "serve", *arguments], models, python) as server:
         yield server
 
 
@@ -63,11 +68,11 @@ def echo() -> Iterator[Server]:
 
 
 @contextmanager
-def _started(arguments: list[str], directory: Path) -> Iterator[Server]:
+def _started(arguments: list[str], directory: Path, python: Path = Path(sys.executable)) -> Iterator[Server]:
     """A Python process that says, as JSON on standard error, where it serves; ended on leaving."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CELLSTREAM_")}
     with subprocess.Popen(
-        [sys.executable, *arguments], cwd=directory, env=environment, stderr=subprocess.PIPE, text=True
+        [str(python), *arguments], cwd=directory, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield _find(process)

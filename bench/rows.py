@@ -33,12 +33,16 @@ class Bench:
         hidden_size: Units of each of their two layers.
         idle_sessions: How many sessions are idle, where some are.
         plan: How long and how often.
+        opened_streams: How many streams are opened at once, where some are.
+        idle_streams: How many streams are idle, where some are.
     """
 
     directory: Path
     hidden_size: int
     idle_sessions: int
     plan: Plan
+    opened_streams: int = 5000
+    idle_streams: int = 4000
 
     def models(self, weights_dtype: WeightsDtype = "float32") -> Path:
         """A directory with the model, random weights over 256 tokens."""

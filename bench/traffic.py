@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -27,6 +28,7 @@ class Traffic:
         echo: Whether the server is the echo, which has to be told its answer.
         names: What the sessions' names begin with, for one stream; empty: they have none.
         messages: How many different ones.
+        connections: Over how many connections.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Traffic:
         echo: bool = False,
         names: str = "",
         messages: int = MESSAGES,
+        connections: int = 1,
     ) -> None:
         random = np.random.default_rng(seed)
         self._server = server
@@ -50,6 +53,7 @@ class Traffic:
                 *(_message(random.integers(0, 256, feeds)) for _ in range(messages)),
             ],
             streams=streams,
+            connections=connections,
             feeds=feeds,
             tokens=1,
             echo=echo,
@@ -57,24 +61,13 @@ class Traffic:
 
     def run(self, seconds: float) -> Run:
         """Keeps all streams busy for so long."""
-        server = self._server
         tokens_before, steps_before = self._counts()
-        cpu = server.cpu_seconds()
-        told = self._client.run(seconds)
-        cpu_seconds = server.cpu_seconds() - cpu
+        run = _run(self._client, self._server, seconds)
+        if self._echo:
+            return run
         stepped, steps = self._counts()
-        if not self._echo:
-            assert stepped - tokens_before == told["tokens"], "the service did not step what was answered"
-        return Run(
-            tokens=told["tokens"],
-            seconds=told["seconds"],
-            cpu_seconds=cpu_seconds,
-            mean_batch=None if self._echo else (stepped - tokens_before) / (steps - steps_before),
-            client_cpu_seconds=told["cpu_seconds"],
-            p50_ms=told["p50_ms"],
-            p99_ms=told["p99_ms"],
-            stream_replies=(told["stream_replies_min"], told["stream_replies_max"]),
-        )
+        assert stepped - tokens_before == run.tokens, "the service did not step what was answered"
+        return replace(run, mean_batch=(stepped - tokens_before) / (steps - steps_before))
 
     def _counts(self) -> tuple[float, float]:
         """How many tokens and how many steps the server has made so far."""
@@ -89,6 +82,57 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         """Ends the streams."""
         self._client.close()
+
+
+class UnaryTraffic:
+    """Unary calls of one method, so many under way at a time; a context that ends them.
+
+    Args:
+        server: The server.
+        path: Of the method.
+        message: The request of every call.
+        calls: How many are under way.
+        connections: Over how many connections.
+    """
+
+    def __init__(self, server: Server, *, path: str, message: bytes, calls: int, connections: int) -> None:
+        self._server = server
+        self._client = LoadClient(
+            server.port,
+            [message, message],
+            streams=calls,
+            connections=connections,
+            feeds=1,
+            tokens=1,
+            path=path,
+        )
+
+    def run(self, seconds: float) -> Run:
+        """Call for so long; what a run counts as tokens are calls."""
+        return _run(self._client, self._server, seconds)
+
+    def __enter__(self) -> Self:
+        """They are under way since they were made."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the calls."""
+        self._client.close()
+
+
+def _run(client: LoadClient, server: Server, seconds: float) -> Run:
+    cpu = server.cpu_seconds()
+    told = client.run(seconds)
+    cpu_seconds = server.cpu_seconds() - cpu
+    return Run(
+        tokens=told["tokens"],
+        seconds=told["seconds"],
+        cpu_seconds=cpu_seconds,
+        client_cpu_seconds=told["cpu_seconds"],
+        p50_ms=told["p50_ms"],
+        p99_ms=told["p99_ms"],
+        stream_replies=(told["stream_replies_min"], told["stream_replies_max"]),
+    )
 
 
 def _opening(feeds: int, names: str) -> bytes:

@@ -1,7 +1,8 @@
 """Rebuilds what is generated from the protos, or with `--check` tells whether it is fresh.
 
 Stubs go to service/cellstream/v1: protobuf's and gRPC's code, and mypy-protobuf's types for both. The page
-for people is docs/protocol.md.
+for people is docs/protocol.md. Of gRPC's own services, health and reflection, only the descriptors are
+written, which `cellstream.api.standard_protos` loads apart from anybody else's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("cellstream/v1")
 PAGE = ROOT / "docs" / "protocol.md"
 FILES = ("prediction", "session", "model")
+STANDARD = Path("cellstream/api/standard_protos.binpb")
+STANDARD_FILES = (
+    "grpc/health/v1/health.proto",
+    "grpc/reflection/v1/reflection.proto",
+    "grpc/reflection/v1alpha/reflection.proto",
+)
 PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
 
@@ -32,6 +39,19 @@ def write_stubs(output: Path) -> None:
             *(f"--{kind}_out={output}" for kind in ("python", "grpc_python")),
             *(f"--{kind}_out=quiet:{output}" for kind in ("mypy", "mypy_grpc")),
             *(str(ROOT / "protos" / PACKAGE / f"{name}.proto") for name in FILES),
+        ],
+        check=True,
+    )
+
+
+def write_descriptors(output: Path) -> None:
+    """Write the descriptors of gRPC's own services, one FileDescriptorSet, below `output`."""
+    (output / STANDARD).parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}"),
+            f"--descriptor_set_out={output / STANDARD}",
+            *STANDARD_FILES,
         ],
         check=True,
     )
@@ -51,12 +71,17 @@ def main() -> int:
     page = render(tuple(str(PACKAGE / f"{name}.proto") for name in FILES))
     if not parser.parse_args().check:
         write_stubs(ROOT / "service")
+        write_descriptors(ROOT / "service")
         PAGE.write_text(page, encoding="utf-8")
         return 0
     with tempfile.TemporaryDirectory() as directory:
         write_stubs(Path(directory))
+        write_descriptors(Path(directory))
         committed = ROOT / "service" / PACKAGE
         differing = [committed / name for name in stale(Path(directory) / PACKAGE, committed)]
+        descriptors = ROOT / "service" / STANDARD
+        if not descriptors.is_file() or descriptors.read_bytes() != (Path(directory) / STANDARD).read_bytes():
+            differing.append(descriptors)
     if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page:
         differing.append(PAGE)
     for path in differing:

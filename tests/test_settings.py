@@ -125,3 +125,16 @@ def test_every_setting_has_a_description_that_is_a_sentence() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
+
+
+def test_the_client_s_variables_are_left_alone() -> None:
+    """A container has both: the server's settings, and what its health check asks it by."""
+    environ = {
+        "CELLSTREAM_CLIENT_TLS_CA": "ca.pem",
+        "CELLSTREAM_CLIENT_TARGET": "x:1",
+        "cellstream_client_x": "1",
+    }
+    settings, sources = load_settings({}, None, environ)
+    assert settings == Settings()
+    assert set(sources.values()) == {"default"}
+    assert "CELLSTREAM_CLIEN" in refusal(environ={"CELLSTREAM_CLIEN": "1"})

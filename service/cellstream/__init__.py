@@ -32,6 +32,7 @@ from cellstream.client import (
     Session,
     SessionInfo,
     StateInfo,
+    TlsOptions,
     Want,
 )
 from cellstream.errors import (
@@ -162,6 +163,7 @@ __all__ = [
     "StepFailed",
     "TakenOver",
     "TextNotEncodable",
+    "TlsOptions",
     "TokenOutOfRange",
     "TokenizerInvalid",
     "TooManyHandles",

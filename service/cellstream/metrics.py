@@ -1,4 +1,4 @@
-"""What the server tells Prometheus: one table, its collectors, and the port that serves them.
+"""What the server tells Prometheus: one table, its collectors, and the text that Prometheus reads.
 
 The table below is the whole list; nothing is named at the place where it is counted. Three kinds of row:
 
@@ -12,34 +12,28 @@ names a session. This module knows nothing of what it measures; times are second
 
 from __future__ import annotations
 
-import errno
-import http.server
-import socket
-import socketserver
-import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Literal
+from urllib.parse import parse_qs
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector
 from prometheus_client import Metric as Family
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import MetricsHandler
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cellstream.errors import (
     BY_REASON,
     CapacityError,
     CellstreamError,
-    PortInUse,
     RequestError,
     ServerError,
     SessionError,
-    SettingsInvalid,
 )
 
 SECONDS_BUCKETS = (
@@ -65,11 +59,12 @@ class Row:
     """One metric.
 
     Attributes:
-        attribute: Where `Metrics` has it; of a gauge, the field of `Census` or `ModelCensus` that it shows.
+        attribute: Where `Metrics` has it; of what the census holds, the field of `Census` or `ModelCensus`.
         kind: Who adds to it, and how; see the module.
         labels: Names of its labels.
         help: What it tells, for a person who has only the dashboard.
         buckets: Upper bounds of a histogram.
+        in_census: Whether a counter is counted elsewhere, and read from the census like a gauge.
     """
 
     attribute: str
@@ -77,6 +72,7 @@ class Row:
     labels: Labels
     help: str
     buckets: tuple[float, ...] = ()
+    in_census: bool = False
 
     @property
     def name(self) -> str:
@@ -110,6 +106,8 @@ TABLE = (
     Row("refusals", "counter", ("reason",), "What was refused as wrong, or for want of capacity, by reason."),
     Row("errors", "counter", ("reason",), "What failed after it was taken, by reason."),
     Row("waiter_errors", "counter", (), "Callbacks of a waiter that raised; a fault of the server."),
+    Row("log_lines_dropped", "counter", (),
+        "Log lines that standard error did not take: it was closed, full, or not read.", in_census=True),
 
     Row("sessions", "gauge", _VERSION, "Sessions that exist."),
     Row("sessions_held", "gauge", _VERSION, "Sessions that a stream holds."),
@@ -146,11 +144,12 @@ class ModelCensus:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """The server at the moment of a scrape; the fields are the table's gauges."""
+    """The server at the moment of a scrape; the fields are the rows of the table that it holds."""
 
     streams: int
     draining: bool
     models: Sequence[ModelCensus]
+    log_lines_dropped: int = 0
 
 
 class Metrics:
@@ -185,7 +184,7 @@ class Metrics:
                 histogram = Histogram(row)
                 registry.register(histogram)
                 setattr(self, row.attribute, histogram)
-            elif row.kind == "counter":
+            elif row.kind == "counter" and not row.in_census:
                 setattr(self, row.attribute, Counter(row.name, row.help, row.labels, registry=registry))
         # As `begin` does for each version.
         for cause in SESSION_END_CAUSES:
@@ -194,8 +193,8 @@ class Metrics:
             self.refusals.labels(reason)
         for reason in _reasons(SessionError, ServerError):
             self.errors.labels(reason)
-        self._gauges = _Gauges()
-        registry.register(self._gauges)
+        self._census = _CensusCollector()
+        registry.register(self._census)
         ProcessCollector(registry=registry)
 
     def begin(self, model: str, version: str) -> None:
@@ -207,12 +206,12 @@ class Metrics:
                 getattr(self, row.attribute).labels(model, version)
 
     def watch(self, source: Callable[[], Census]) -> None:
-        """Read the gauges from `source` at each scrape, from now on.
+        """Read what the census holds from `source` at each scrape, from now on.
 
         Args:
-            source: Called on the scrape's thread, so it only reads; it must not raise.
+            source: Called on the event loop at each scrape; it must not raise.
         """
-        self._gauges.source = source
+        self._census.source = source
 
 
 class Histogram(Collector):
@@ -240,7 +239,7 @@ class Histogram(Collector):
     def collect(self) -> Iterable[Family]:
         """The family with all its series."""
         family = HistogramMetricFamily(self._row.name, self._row.help, labels=self._row.labels)
-        for labels, child in list(self._children.items()):  # copied: the event loop may add one meanwhile
+        for labels, child in self._children.items():
             counts, total = child.read()
             cumulative = [float(count) for count in accumulate(counts)]
             family.add_metric(labels, list(zip(self._upper_bounds, cumulative, strict=True)), total)
@@ -248,11 +247,7 @@ class Histogram(Collector):
 
 
 class HistogramChild:
-    """One series of a histogram: how many observations fell into each bucket, and their sum.
-
-    Observed on the event loop, read by a scrape's thread without a lock: a scrape may see the last
-    observation counted and not yet summed, never a count that is not the sum of its buckets.
-    """
+    """One series of a histogram: how many observations fell into each bucket, and their sum."""
 
     def __init__(self, buckets: tuple[float, ...]) -> None:
         self._buckets = buckets
@@ -285,31 +280,34 @@ _VECTOR_PAYS = 24
 """Observations from which numpy's fixed cost is below that of a loop."""
 
 
-class _Gauges(Collector):
-    """The table's gauges, as one collector: a scrape takes one census."""
+class _CensusCollector(Collector):
+    """The table's gauges and what else the census holds, as one collector: a scrape takes one census."""
 
     def __init__(self) -> None:
         self.source: Callable[[], Census] | None = None
 
     def describe(self) -> Iterable[Family]:
-        return [_gauge(row) for row in TABLE if row.kind == "gauge"]
+        return [_family(row) for row in TABLE if _is_in_census(row)]
 
     def collect(self) -> Iterable[Family]:
         if self.source is None:
             return
         census = self.source()
-        for row in TABLE:
-            if row.kind != "gauge":
-                continue
-            family = _gauge(row)
+        for row in filter(_is_in_census, TABLE):
+            family = _family(row)
             for counted in census.models if row.labels else (census,):
                 labels = [_label(getattr(counted, name)) for name in row.labels]
                 family.add_metric(labels, 1.0 if row.labels == _INFO else getattr(counted, row.attribute))
             yield family
 
 
-def _gauge(row: Row) -> GaugeMetricFamily:
-    return GaugeMetricFamily(row.name, row.help, labels=row.labels)
+def _is_in_census(row: Row) -> bool:
+    return row.kind == "gauge" or row.in_census
+
+
+def _family(row: Row) -> GaugeMetricFamily | CounterMetricFamily:
+    family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+    return family(row.name, row.help, labels=row.labels)
 
 
 def _label(value: str | bool) -> str:
@@ -320,83 +318,18 @@ def _reasons(*bases: type[CellstreamError]) -> list[str]:
     return [reason for reason, kind in BY_REASON.items() if issubclass(kind, bases)]
 
 
-# ---------------------------------------------------------------- the port
+def render(registry: CollectorRegistry, query: str, headers: Mapping[str, str]) -> tuple[str, bytes]:
+    """Return the content type and the body of `/metrics`.
 
-
-_CLOSE_SECONDS = 0.1
-"""How often the port's thread looks whether it shall close, and so how long closing takes at most."""
-
-
-class MetricsServer:
-    """Serves /metrics over HTTP on threads of its own until closed.
-
-    Attributes:
-        host: The address bound.
-        port: The port bound; the one that was free, if 0 was asked for.
+    Args:
+        registry: What is shown.
+        query: The query string; `name[]=` asks for the families of these series only, as often as it comes.
+        headers: The request's, by lower-case name; Accept chooses between Prometheus's text and OpenMetrics.
     """
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        try:
-            self._http = _HTTPServer(registry, host, port)
-        except OSError as error:
-            where = f"http://{host}:{port}/metrics"
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUse(
-                    f"Port {port} of {host} is taken, so {where} cannot be served. "
-                    "Choose another metrics_port, or 0 for any free one.",
-                    host=host,
-                    port=port,
-                ) from error
-            raise SettingsInvalid(
-                f"{where} cannot be served: {error}. Choose a metrics_host of this machine and a "
-                "metrics_port that this user may bind.",
-                host=host,
-                port=port,
-            ) from error
-        self.host = host
-        self.port: int = self._http.server_address[1]
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(_CLOSE_SECONDS,), name="metrics", daemon=True
-        )
-        self._thread.start()
-
-    def __repr__(self) -> str:
-        return f"<MetricsServer {self.host}:{self.port}>"
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-def make_metrics_server(registry: CollectorRegistry, host: str, port: int) -> MetricsServer:
-    """Serve what `registry` holds at http://host:port/metrics until the server is closed.
-
-    Raises:
-        PortInUse: Something listens on the port already.
-        SettingsInvalid: The address is not one of this machine, or the port not one for this user.
-    """
-    return MetricsServer(registry, host, port)
-
-
-class _HTTPServer(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((host, port), _Handler.factory(registry))
-
-    def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the name service who we are and hangs where there is none.
-        socketserver.TCPServer.server_bind(self)
-
-
-class _Handler(MetricsHandler):
-    timeout: ClassVar[float] = 10.0  # seconds: a client that sends nothing holds a thread no longer
-
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
-        if self.path.partition("?")[0] == "/metrics":
-            super().do_GET()
-        else:
-            self.send_error(404, explain="Metrics are at /metrics.")
+    names = parse_qs(query).get("name[]")
+    shown: Collector = registry.restricted_registry(names) if names else registry
+    try:
+        encode, content_type = choose_encoder(headers.get("accept", ""))
+    except (ValueError, TypeError):  # prometheus_client raises them for a version that is no number
+        encode, content_type = choose_encoder("")
+    return content_type, encode(shown)

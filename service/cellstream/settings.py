@@ -25,6 +25,9 @@ from cellstream.errors import SettingsInvalid
 PREFIX = "CELLSTREAM_"
 """What the environment's names begin with."""
 
+CLIENT_PREFIX = "CELLSTREAM_CLIENT_"
+"""What the names of the client's variables begin with; the server leaves them alone."""
+
 
 class Settings(BaseSettings):
     """The server's settings; one made by hand takes its arguments and the defaults, and reads nothing."""
@@ -54,7 +57,7 @@ class Settings(BaseSettings):
         default=50051, ge=0, le=65535, description="Port of gRPC; 0: any free one. gRPC's customary port."
     )
     transport: Literal["native", "grpcio"] = Field(
-        default="grpcio",
+        default="native",
         description="native: our own HTTP/2, less than half the CPU a token; grpcio: gRPC's C core.",
     )
     reuse_port: bool = Field(
@@ -77,6 +80,24 @@ class Settings(BaseSettings):
         ge=0,
         le=65535,
         description="Port of /metrics; 0: any free one. OpenTelemetry's for Prometheus.",
+    )
+    metrics_connections_max: PositiveInt = Field(
+        default=64,
+        description="Connections of the metrics port; beyond it, the one that has asked for nothing longest is "
+        "closed. A scraper needs one. Against: connection floods.",
+    )
+    metrics_request_seconds: PositiveFloat = Field(
+        default=10.0,
+        description="From a connection's beginning, or a request's first byte, to its end; and again for an "
+        "answer to be taken. Against: requests sent, and answers read, a byte at a time (slowloris).",
+    )
+    metrics_idle_seconds: PositiveFloat = Field(
+        default=120.0,
+        description="Between two requests of one connection; scrapers ask every 5 to 60 s.",
+    )
+    metrics_head_bytes_max: PositiveInt = Field(
+        default=16_384,
+        description="Bytes of a request's line and headers; Node's default. Against: headers without end.",
     )
     models: Path = Field(default=Path("models"), description="Directory of <name>/<version>/ folders.")
     default_model: str | None = Field(
@@ -119,9 +140,6 @@ class Settings(BaseSettings):
         default=16_384, description="Streams open at once; each costs about 4 KiB, behind grpcio 27 KiB."
     )
     stream_handles_max: PositiveInt = Field(default=4096, description="Handles one stream may use at once.")
-    stream_queue_tokens_max: PositiveInt = Field(
-        default=65_536, description="Unapplied tokens of one stream; beyond it the stream is not read."
-    )
     stream_outbox_bytes_max: PositiveInt = Field(
         default=4 << 20,
         description="Unsent response bytes of one stream; beyond it the stream is neither read nor stepped.",
@@ -224,7 +242,8 @@ class Settings(BaseSettings):
         "connections that say nothing (slowloris).",
     )
     first_message_seconds: PositiveFloat = Field(
-        default=30.0, description="From a call's headers to its first message. Against: calls of headers alone."
+        default=30.0,
+        description="From a call's headers to its first message. Against: calls of headers alone.",
     )
     unstarted_calls_max: PositiveInt = Field(
         default=4096, description="Calls, over all connections, whose first message has not come."
@@ -239,7 +258,9 @@ class Settings(BaseSettings):
         description="Bytes of unfinished messages of one connection; beyond it only the oldest goes on.",
     )
     watches_max: PositiveInt = Field(
-        default=1024, description="Calls of health Watch open at once. Against: watches without number."
+        default=1024,
+        description="Calls of health Watch, and again of reflection, open at once. Against: calls that "
+        "cost their client nothing, without number.",
     )
 
     generate_tokens_max: PositiveInt = Field(default=65_536, description="Tokens of one generation.")
@@ -265,7 +286,8 @@ def load_settings(
     Args:
         flags: Settings given on the command line, by name.
         toml: A file of `name = value` lines, if there is one.
-        environ: The environment; of it, what begins with `CELLSTREAM_` and is not empty.
+        environ: The environment; of it, what begins with `CELLSTREAM_`, but not with `CELLSTREAM_CLIENT_`,
+            and is not empty.
 
     Returns:
         The settings, and for each name where its value came from: `--port`, `CELLSTREAM_PORT`, the file,
@@ -304,7 +326,9 @@ def flag_of(name: str) -> str:
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     ours = {
-        name.lower(): value for name, value in environ.items() if name.upper().startswith(PREFIX) and value
+        name.lower(): value
+        for name, value in environ.items()
+        if name.upper().startswith(PREFIX) and not name.upper().startswith(CLIENT_PREFIX) and value
     }
     named = {name.removeprefix(PREFIX.lower()): value for name, value in ours.items()}
     source = EnvSettingsSource(Settings)

@@ -352,8 +352,21 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     assert not others
 
 
+GRPCIO_CANNOT: dict[str, str] = {}
+"""Tests that do not hold behind grpcio, each with the reason."""
+
+
+@pytest.fixture(params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Every test of the api runs on both transports."""
+    name = getattr(request.node, "originalname", request.node.name)
+    if request.param == "grpcio" and name in GRPCIO_CANNOT:
+        pytest.skip(f"grpcio: {GRPCIO_CANNOT[name]}")
+    return str(request.param)
+
+
 @pytest.fixture
-async def serve(tiny: Path, log: Log) -> AsyncIterator[Callable[..., Any]]:
+async def serve(tiny: Path, log: Log, transport: str) -> AsyncIterator[Callable[..., Any]]:
     """Starts servers of a models directory with these settings; they are looked over when the test ends."""
     async with AsyncExitStack() as stack:
         fronts = []
@@ -362,7 +375,9 @@ async def serve(tiny: Path, log: Log) -> AsyncIterator[Callable[..., Any]]:
             clock = ManualClock()
             # Few rows, because each number of them is timed at load.
             running = await stack.enter_async_context(
-                running_server(models, clock=clock, **{"batch_rows_max": 32, **settings})
+                running_server(
+                    models, clock=clock, **{"batch_rows_max": 32, "transport": transport, **settings}
+                )
             )
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.target))
             fronts.append(Front(running, clock, channel))

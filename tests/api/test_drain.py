@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,8 @@ async def test_a_stream_that_comes_while_the_server_goes_is_refused(front: Any) 
     """Told why, with when to try again; whoever asks for health is told NOT_SERVING."""
     front.registry.drain()
     async with front.talk() as talk:
-        ending = await talk.ending()  # whatever it would say: it may be refused before
+        await talk.say(opens=[pb.Open()])
+        ending = await talk.ending()
     assert (ending.code, ending.reason, ending.retry_seconds) == (StatusCode.UNAVAILABLE, "DRAINING", 1.0)
     error = await front.failure(front.generate(text="x", max_tokens=1))
     assert error.reason == "DRAINING"
@@ -152,26 +155,44 @@ async def test_a_client_that_never_reads_does_not_hold_it_up(serve: Any) -> None
         assert not front.registry.streams
 
 
-async def test_sigterm_to_a_real_server(tiny: Path, tmp_path: Path) -> None:
-    """`cellstream serve` with streams open: each is told, and it exits with 0 within drain_seconds."""
+@asynccontextmanager
+async def real_server(
+    models: Path, folder: Path, *flags: str, wrapper: Sequence[str] = ()
+) -> AsyncIterator[Any]:
+    """`cellstream serve` as a process; it is killed at the end if it is still there."""
     server = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "cellstream.cli",
-        *("serve", "--models", str(tiny), "--port", "0", "--metrics-port", "0"),
-        *("--drain-seconds", "5", "--log-format", "json"),
+        *wrapper,
+        *(sys.executable, "-m", "cellstream.cli", "serve"),
+        *("--models", str(models), "--port", "0", "--metrics-port", "0"),
+        *("--drain-seconds", "5", "--log-format", "json", *flags),
         stderr=asyncio.subprocess.PIPE,
-        cwd=tmp_path,  # where no settings file is
+        cwd=folder,  # where no settings file is
     )
     try:
-        assert server.stderr is not None
-        port = 0
-        async with asyncio.timeout(60):
-            while not port:
-                line = await server.stderr.readline()
-                assert line, "it ended before it served"
-                entry = json.loads(line)
-                port = entry["port"] if entry["event"] == "serving" else 0
+        yield server
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+
+
+async def logged(server: Any, event: str) -> dict[str, Any]:
+    """The server's next line of this event."""
+    async with asyncio.timeout(60):
+        while line := await server.stderr.readline():
+            entry: dict[str, Any] = json.loads(line)
+            if entry["event"] == event:
+                return entry
+    raise AssertionError(f"it ended without {event}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_to_a_real_server(
+    number: signal.Signals, tiny: Path, tmp_path: Path, transport: str
+) -> None:
+    """With streams open: each is told, and the process exits with 0 within drain_seconds."""
+    async with real_server(tiny, tmp_path, "--transport", transport) as server:
+        port = (await logged(server, "serving"))["port"]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = prediction_pb2_grpc.PredictionServiceStub(channel).Predict()
             await call.write(
@@ -180,7 +201,7 @@ async def test_sigterm_to_a_real_server(tiny: Path, tmp_path: Path) -> None:
             responses = []
             while not any(response.results for response in responses):
                 responses.append(await call.read())
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(number)
             began = time.perf_counter()
             response = await call.read()
             assert [(event.cause, event.position) for event in response.events] == [(pb.CAUSE_DRAINING, 3)]
@@ -189,10 +210,27 @@ async def test_sigterm_to_a_real_server(tiny: Path, tmp_path: Path) -> None:
             assert raised.value.code() is StatusCode.UNAVAILABLE
             assert await server.wait() == 0
             assert time.perf_counter() - began < 5
-    finally:
-        if server.returncode is None:
-            server.kill()
-            await server.wait()
+
+
+async def test_a_hangup_that_nohup_ignores(tiny: Path, tmp_path: Path) -> None:
+    """A signal that was ignored at the start stays ignored: the server goes on."""
+    async with real_server(tiny, tmp_path, wrapper=["nohup"]) as server:
+        port = (await logged(server, "serving"))["port"]
+        server.send_signal(signal.SIGHUP)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert (await check).status == health_pb2.HealthCheckResponse.SERVING
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+
+
+async def test_a_signal_while_models_are_loaded(tiny: Path, tmp_path: Path) -> None:
+    """It is obeyed at once, and nothing has listened."""
+    async with real_server(tiny, tmp_path, "--batch-rows-max", "512") as server:
+        await logged(server, "loading")
+        server.send_signal(signal.SIGTERM)
+        await logged(server, "stopped_while_loading")
+        assert await server.wait() == 0
 
 
 # ---------------------------------------------------------------- starting

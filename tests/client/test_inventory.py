@@ -71,7 +71,7 @@ async def test_a_serving_server_is_healthy_and_a_draining_one_is_not(
 ) -> None:
     """What a compose file's health check asks."""
     assert await client.health() is Health.SERVING
-    await server.server._health.enter_graceful_shutdown()
+    server.server._health.shutdown()
     assert await client.health() is Health.NOT_SERVING
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cellstream import TlsOptions
 from cellstream.settings import Settings
 
 
@@ -90,7 +91,7 @@ def test_the_image_is_what_serves_and_no_more(dockerfile: str) -> None:
     assert "['serve']" in dockerfile
     assert "['train']" not in dockerfile
     assert "['dev']" not in dockerfile
-    assert '"cellstream", "health"' in dockerfile
+    assert 'CMD ["cellstream", "health"]\n' in dockerfile, "whatever port and certificates it is given"
 
 
 def test_the_environment_of_the_image_is_of_settings(dockerfile: str, settings: Settings) -> None:
@@ -98,6 +99,15 @@ def test_the_environment_of_the_image_is_of_settings(dockerfile: str, settings: 
     names = set(re.findall(r"CELLSTREAM_([A-Z_]+)=", dockerfile))
     assert names == {"HOST", "METRICS_HOST", "LOG_FORMAT", "MODELS", "DEFAULT_MODEL"}
     assert {name.lower() for name in names} <= set(type(settings).model_fields)
+
+
+def test_the_environment_in_the_documentation_is_known(root: Path, settings: Settings) -> None:
+    """An example with a misspelt variable stops the server, or leaves the health check without its file."""
+    examples = "".join(re.findall(r"```yaml\n(.*?)```", (root / "docs" / "deploy.md").read_text(), re.DOTALL))
+    names = set(re.findall(r"\bCELLSTREAM_([A-Z_]+):", examples))
+    assert {"TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"} <= names
+    of_the_client = {"CLIENT_" + name.upper() for name in TlsOptions.__annotations__}
+    assert {name.lower() for name in names - of_the_client} <= set(type(settings).model_fields)
 
 
 def test_the_default_model_is_shipped(root: Path, dockerfile: str) -> None:

@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_and_its_types(wheel: zipfile.ZipFile, root:
     service = root / "service"
     expected = {
         str(path.relative_to(service))
-        for pattern in ("*.py", "*.pyi", "py.typed")
+        for pattern in ("*.py", "*.pyi", "*.binpb", "py.typed")
         for path in (service / "cellstream").rglob(pattern)
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}

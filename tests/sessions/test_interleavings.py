@@ -72,10 +72,18 @@ class Told:
     machine: Interleavings
     stream: Stream | None = None
     asked: dict[int, tuple[int, ...]] = field(default_factory=dict)  # feed id → its tokens, until it is done
-    applied: Counter[int] = field(default_factory=Counter)
+    applied_of: Counter[int] = field(default_factory=Counter)
     names: dict[int, str] = field(default_factory=dict)  # handle → session, as Opened told
     failed: set[int] = field(default_factory=set)  # handles whose last feed failed
     takeovers: int = 0
+    owed: int = 0  # bytes that it sent and that were not told to be applied
+
+    def applied(self, size: int) -> None:
+        assert size > 0
+        self.owed -= size
+
+    def drained(self, error: CellstreamError) -> None:
+        raise AssertionError("nobody ends the streams here")
 
     def opened(self, handle: Handle, created: bool, previous: Ending | None) -> None:
         assert handle.session is not None
@@ -107,7 +115,7 @@ class Told:
             self.failed.discard(handle.number)
         if handle.session is not None:
             session_id = handle.session.id
-            if queued.position is not None and not self.applied[queued.id] and progress.error is None:
+            if queued.position is not None and not self.applied_of[queued.id] and progress.error is None:
                 assert len(self.machine.absorbed[session_id]) == queued.position, "never twice, never early"
             # A feed may wait too long behind one that runs: the position is then what that one brought it to.
             running = queued if handle.current is None else handle.current
@@ -124,7 +132,7 @@ class Told:
                 np.testing.assert_array_equal(progress.outputs["log_probabilities"][step], expected)
         if progress.done:
             if progress.error is None:
-                assert self.applied[queued.id] == len(tokens), "a feed that is done is applied whole"
+                assert self.applied_of[queued.id] == len(tokens), "a feed that is done is applied whole"
             del self.asked[queued.id]
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
@@ -150,10 +158,10 @@ class Told:
         absorbed = self.machine.absorbed[session_id]
         count = position - len(absorbed)
         assert count >= 0, "a position never goes back but by a reset"
-        first = self.applied[feed_id]
+        first = self.applied_of[feed_id]
         tokens = self.asked[feed_id][first : first + count]
         assert len(tokens) == count, "no more was applied than was sent"
-        self.applied[feed_id] += count
+        self.applied_of[feed_id] += count
         self.machine.absorbed[session_id] = absorbed + tokens
 
     def gone(self) -> None:
@@ -255,6 +263,7 @@ class Interleavings(RuleBasedStateMachine):
         client.asked[self.feed_id] = tuple(tokens)
         answer = Answer(want=want, top_k=0, log_probabilities=True)
         queued = Asked(self.feed_id, position, self.clock(), len(tokens), list(tokens), answer)
+        client.owed += queued.size
         self.registry.feed(client.stream, number, queued)
 
     @precondition(lambda self: self.in_use())
@@ -276,7 +285,8 @@ class Interleavings(RuleBasedStateMachine):
     def reset(self, data: st.DataObject) -> None:
         client, number = data.draw(st.sampled_from(self.in_use()))
         assert client.stream is not None
-        self.registry.reset(client.stream, number)
+        client.owed += 3
+        self.registry.reset(client.stream, number, size=3)
 
     @precondition(lambda self: self.in_use())
     @rule(
@@ -291,7 +301,8 @@ class Interleavings(RuleBasedStateMachine):
         client, number = data.draw(st.sampled_from(self.in_use()))
         assert client.stream is not None
         session = client.stream.handles[number].session
-        self.registry.close(client.stream, number, keep)
+        client.owed += 5
+        self.registry.close(client.stream, number, keep, size=5)
         free = [other for other in range(3) if other not in client.stream.handles]
         if again and free and session is not None:
             takeovers = client.takeovers
@@ -311,8 +322,10 @@ class Interleavings(RuleBasedStateMachine):
         handle = client.stream.handles.get(number)
         if handle is None or handle.closing:
             self.send(client, number, [0], Want.LAST, None)
-            self.registry.reset(client.stream, number)
-            self.registry.close(client.stream, number, keep)
+            client.owed += 3
+            self.registry.reset(client.stream, number, size=3)
+            client.owed += 5
+            self.registry.close(client.stream, number, keep, size=5)
 
     @rule(turns=st.integers(1, 4))
     def turn(self, turns: int) -> None:
@@ -361,8 +374,13 @@ class Interleavings(RuleBasedStateMachine):
         assert {session.id for session in self.registry} == set(self.absorbed)
         for client in self.clients:
             assert client.stream is not None
-            queued = [feed for handle in client.stream.handles.values() for feed in handle.queue]
-            assert client.stream.queued_tokens >= len(queued)
+            waiting = [
+                queued.size
+                for handle in client.stream.handles.values()
+                for queued in (handle.current, *handle.queue)
+                if queued is not None
+            ]
+            assert client.stream.unapplied_bytes == sum(waiting) == client.owed
         held = sum(session.handle is not None for session in self.registry)
         assert held == self.registry.held.total()
 
@@ -386,8 +404,7 @@ class Interleavings(RuleBasedStateMachine):
             pass
         for client in self.clients:
             assert client.stream is not None
-            assert client.stream.idle
-            assert client.stream.queued_tokens == 0
+            assert client.stream.unapplied_bytes == 0
             assert not client.asked, "every feed was answered to its end"
         self.registry.drain()
         assert self.served.engine.slots_taken == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,21 +66,22 @@ _answer = lru_cache(maxsize=256)(Answer)
 
 
 @dataclass(slots=True, eq=False)
-class Given(QueuedFeed):
-    """A feed of a message, taken out of it once and not checked yet.
+class UncheckedFeed(QueuedFeed):
+    """A feed of a message, taken out of it once and not checked against a model yet.
 
     Attributes:
-        input: Token ids, text, or the bytes of values; None: none of them.
+        input: Token ids, text, or the bytes of values; None: none of them. Or why it is refused whatever the
+            model: then nothing was taken out of the message.
         answer: What it answers with; None: what its Open says.
         tokens_max: How many tokens or frames it may have.
     """
 
-    input: list[int] | str | bytes | None
+    input: TokenIds | str | bytes | FeedTooLong | None
     answer: pb.Answer | None
     tokens_max: int
 
     def load(self, session: Session, answer: Answer, on_progress: Callable[[Feed, Progress], None]) -> Feed:
-        """Its tokens or frames, for the session's model.
+        """Return its tokens or frames, for the session's model.
 
         Raises:
             RequestError: Whatever is wrong with it.
@@ -87,45 +90,59 @@ class Given(QueuedFeed):
         if self.answer is not None:
             answer = load_answer(self.answer, served)
         inputs: list[int] | NDArray[np.float32]
-        if isinstance(what, list):
+        if isinstance(what, list | array):
             inputs = load_tokens(what, served, self.tokens_max)
         elif isinstance(what, str):
             inputs = load_text(what, served, self.tokens_max)
         elif isinstance(what, bytes):
             inputs = load_values(what, served, self.tokens_max)
-        else:
+        elif what is None:
             raise FeedEmpty("the feed has no input; send tokens, values or text.")
+        else:
+            raise what
         return Feed(session.slot, inputs, answer, on_progress, self.received_at)
 
 
+TokenIds: TypeAlias = "list[int] | array[int]"  # quoted: before Python 3.12 an array has no parameters
+"""Token ids that wait: four bytes each in an array, which pays from a few on."""
+
+COMPACT_TOKENS_MIN = 32
+"""From so many token ids on, they wait in an array: a list takes 8 bytes for each, and 28 for a large one."""
+
+
 def copied(answer: pb.Answer) -> pb.Answer:
-    """An answer that can wait: a part of a message keeps the memory of the whole message."""
+    """Copy an answer that can wait: a part of a message keeps the memory of the whole message."""
     copy = pb.Answer()
     copy.CopyFrom(answer)
     return copy
 
 
-def given_by(feed: pb.Feed, received_at: float, tokens_max: int) -> Given:
-    """What a feed gives."""
+def given_by(feed: pb.Feed, received_at: float, size: int, tokens_max: int) -> UncheckedFeed:
+    """Take a feed out of its message; `size` is its share of the message's bytes."""
     answer = copied(feed.answer) if feed.HasField("answer") else None
     position = feed.position if feed.HasField("position") else None
-    given: list[int] | str | bytes | None = feed.tokens.ids[:]
-    if given:  # as of most feeds: the others are asked what they have
-        size = len(given)
+    given: TokenIds | str | bytes | FeedTooLong | None = None
+    ids = feed.tokens.ids
+    if count := len(ids):  # as of most feeds: the others are asked what they have
+        given = take_tokens(ids, count, tokens_max)
     elif (kind := feed.WhichOneof("input")) == "text":
         given = feed.text
-        size = len(given)
     elif kind == "values":
         given = feed.values.data
-        size = len(given) // 4
-    else:
-        given = given if kind == "tokens" else None
-        size = 0
-    return Given(feed.id, position, received_at, size or 1, given, answer, tokens_max)
+    elif kind == "tokens":
+        given = []
+    return UncheckedFeed(feed.id, position, received_at, size, given, answer, tokens_max)
 
 
-def load_tokens(tokens: list[int], served: Served, tokens_max: int) -> list[int]:
-    """Token ids, each within the model's vocabulary."""
+def take_tokens(ids: Sequence[int], count: int, tokens_max: int) -> TokenIds | FeedTooLong:
+    """Take token ids out of their message, compactly; too many of them are not taken at all."""
+    if count > tokens_max:
+        return _too_long(count, tokens_max)
+    return array("I", ids) if count >= COMPACT_TOKENS_MIN else list(ids[:])
+
+
+def load_tokens(tokens: TokenIds, served: Served, tokens_max: int) -> list[int]:
+    """Return token ids, each within the model's vocabulary."""
     vocabulary_size = served.manifest.input.vocabulary_size
     if vocabulary_size is None:
         raise _not_tokens(served)
@@ -142,7 +159,7 @@ def load_tokens(tokens: list[int], served: Served, tokens_max: int) -> list[int]
             place=place,
             vocabulary_size=vocabulary_size,
         )
-    return tokens
+    return tokens if isinstance(tokens, list) else tokens.tolist()
 
 
 def load_text(text: str, served: Served, tokens_max: int) -> list[int]:
@@ -207,8 +224,8 @@ def write_predictions(message: pb.Predictions, progress: Progress, first: int, l
         (message.states, progress.states),
         (message.gates, progress.gates),
     ):
-        for name, array in (arrays or {}).items():
-            rows = np.ascontiguousarray(array[first:last])
+        for name, whole in (arrays or {}).items():
+            rows = np.ascontiguousarray(whole[first:last])
             column.add(name=name, dtype=str(rows.dtype), shape=rows.shape, data=rows.tobytes())
 
 

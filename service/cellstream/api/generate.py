@@ -1,32 +1,35 @@
 """One Generate call: a stream with one handle, whose feed goes on by itself.
 
-The prompt and every token made run through the same queue, batch and state as any other feed.
+The prompt and every token made run through the same queue, batch and state as any other feed. What is made
+while the client does not read waits up to the stream's bound; then no more is made.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grpc.aio import ServicerContext
-
 from cellstream.api import convert
+from cellstream.api.context import Context
+from cellstream.api.flow import Flow
+from cellstream.api.parsing import has_more_fields, parse
 from cellstream.api.stop_texts import StopTexts
 from cellstream.engine import Answer, Feed, Progress, Sampling, Want
 from cellstream.errors import (
     CellstreamError,
+    FeedTooLong,
     GenerationInvalid,
     InputKindMismatch,
     MalformedMessage,
     PromptEmpty,
 )
-from cellstream.metrics import HistogramChild, Metrics
-from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Registry, Session, Stream
+from cellstream.metrics import HistogramChild
+from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Session
 from cellstream.settings import Settings
 from cellstream.text import Decoder
+from cellstream.transport.call import OK, Call, Why
 from cellstream.v1 import prediction_pb2 as pb
 
 HANDLE = 0
@@ -59,13 +62,38 @@ class Prompt(QueuedFeed):
         inputs: list[int] = []
         if kind == "text" and self.request.text:
             inputs = convert.load_text(self.request.text, served, self.tokens_max)
-        elif kind == "tokens" and self.request.tokens.ids:
-            inputs = convert.load_tokens(self.request.tokens.ids[:], served, self.tokens_max)
+        elif kind == "tokens" and (ids := self.request.tokens.ids):
+            taken = convert.take_tokens(ids, len(ids), self.tokens_max)
+            if isinstance(taken, FeedTooLong):
+                raise taken
+            inputs = convert.load_tokens(taken, served, self.tokens_max)
         elif session.position == 0:
             raise PromptEmpty(
                 "the session has absorbed nothing, and there is no prompt; send text or tokens to start from."
             )
         return Feed(session.slot, inputs, answer, on_progress, self.received_at, sampling=self.sampling)
+
+
+TOKEN_BYTES = 16
+"""About what a token takes that was made and waits to be sent, beside its text."""
+
+FIELDS_BESIDE_STOPS_MAX = 64
+"""Fields of a request that are no stop text; each may come more than once, the last counts."""
+
+
+def load_request(raw: bytes, settings: Settings) -> pb.GenerateRequest:
+    """Parse a request.
+
+    Raises:
+        MessageTooLarge, MalformedMessage: As `parse`.
+        GenerationInvalid: It has more stop texts than are taken, of whatever length.
+    """
+    if has_more_fields(raw, settings.stop_texts_max + FIELDS_BESIDE_STOPS_MAX):
+        raise GenerationInvalid(
+            f"the request has too many fields; at most {settings.stop_texts_max} stop texts are taken.",
+            stop_texts_max=settings.stop_texts_max,
+        )
+    return parse(pb.GenerateRequest, raw, settings.message_bytes_max)
 
 
 def load_sampling(request: pb.GenerateRequest, settings: Settings) -> Sampling:
@@ -100,94 +128,132 @@ def load_sampling(request: pb.GenerateRequest, settings: Settings) -> Sampling:
     return Sampling(request.max_tokens, temperature, request.top_k, top_p, seed)
 
 
-class Generation:
+class GenerateStream:
     """Answers one GenerateRequest.
 
     Args:
-        request: It.
-        registry: Who holds which state.
-        settings: The bounds.
-        metrics: Where latency is counted.
-        clock: Seconds, monotonic.
+        call: The call.
+        context: What the server's handlers share.
 
     Raises:
-        CellstreamError: It cannot be begun.
+        Draining, TooManyStreams: As `Registry.connect`.
     """
 
-    def __init__(
-        self,
-        request: pb.GenerateRequest,
-        registry: Registry,
-        settings: Settings,
-        metrics: Metrics,
-        clock: Callable[[], float],
-    ) -> None:
-        self._request = request
-        self._registry = registry
-        self._settings = settings
-        self._metrics = metrics
-        self._clock = clock
-        self._received_at = clock()
-        self._sampling = load_sampling(request, settings)
-        self._stops = StopTexts(list(request.stop))
-        self._response = pb.GenerateResponse(seed=self._sampling.seed)
-        self._pending = asyncio.Event()
+    __slots__ = (
+        "_call",
+        "_closed",
+        "_context",
+        "_decoder",
+        "_error",
+        "_finish_reason",
+        "_flow",
+        "_ids",
+        "_latencies",
+        "_position",
+        "_received_at",
+        "_seed",
+        "_sent_at",
+        "_stops",
+        "_stream",
+        "_taken_bytes",
+        "_texts",
+        "_waiting_bytes",
+    )
+
+    def __init__(self, call: Call, context: Context) -> None:
+        self._call = call
+        self._context = context
+        self._stream = context.registry.connect(self)
+        self._flow = Flow(call, self._stream, context.registry, context.unsent)
+        # What was made and not taken yet: joined once, when there is room.
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._waiting_bytes = 0
+        self._taken_bytes = 0  # of the response that is being sent
+        self._position = 0
+        self._finish_reason = pb.FINISH_REASON_UNSPECIFIED
+        self._seed: int | None = None  # told once, with the first piece
+        self._stops: StopTexts
+        self._decoder: Decoder | None = None
         self._error: CellstreamError | None = None
         self._closed = False
-        self._decoder: Decoder | None = None
+        self._received_at = context.clock()
+        self._sent_at: float | None = None  # when its last piece was
         self._latencies: tuple[HistogramChild, HistogramChild] | None = None
 
-    async def run(self, context: ServicerContext[bytes, pb.GenerateResponse]) -> None:
-        """Send tokens as they are made.
+    def __repr__(self) -> str:
+        return f"<GenerateStream: {self._flow!r}>"
+
+    # ------------------------------------------------------------ told by the transport
+
+    def received(self, message: bytes) -> None:
+        """Begin the generation.
 
         Raises:
-            CellstreamError: What ended it early, after all tokens that were absorbed have been sent.
+            CellstreamError: It cannot be begun.
         """
-        stream = self._registry.connect(self)
-        try:
-            self._begin(stream)
-            await self._write(context)
-        finally:
-            self._registry.disconnect(stream)
-        if self._error is not None:
-            raise self._error
+        request = load_request(message, self._context.settings)
+        sampling = load_sampling(request, self._context.settings)
+        self._seed = sampling.seed
+        self._stops = StopTexts(list(request.stop))
+        self._begin(request, sampling, len(message))
 
-    def _begin(self, stream: Stream) -> None:
+    def half_closed(self) -> None:
+        """Do nothing: the request is the only message."""
+
+    def next_message(self) -> bytes | None:
+        """Return what was made meanwhile."""
+        if self._taken_bytes:
+            self._flow.sent(self._taken_bytes)
+            self._taken_bytes = 0
+        if not (self._ids or self._finish_reason):
+            return None
+        response = pb.GenerateResponse(
+            text="".join(self._texts),
+            ids=self._ids,
+            position=self._position,
+            finish_reason=self._finish_reason,
+        )
+        if self._seed is not None:
+            response.seed = self._seed
+        self._ids, self._texts, self._seed = [], [], None
+        self._finish_reason = pb.FINISH_REASON_UNSPECIFIED
+        self._taken_bytes, self._waiting_bytes = self._waiting_bytes, 0
+        self._observe()
+        return response.SerializeToString()
+
+    def closed(self, why: Why) -> None:
+        """Let go of the session; nothing more is made."""
+        self._closed = True
+        self._context.registry.disconnect(self._stream)
+        self._flow.close()
+
+    def _begin(self, request: pb.GenerateRequest, sampling: Sampling, size: int) -> None:
         """Open the session, feed it, and let go of it once the feed has ended, whichever way."""
-        request = self._request
         try:
             mode = Mode(request.mode)
         except ValueError:
             raise MalformedMessage(f"mode is {request.mode}; it is 0, 1 or 2.") from None
+        registry, stream = self._context.registry, self._stream
         opening = Open(request.session_id, request.model, request.version, mode, lambda _served: SILENT)
-        self._registry.open(stream, HANDLE, opening)
+        registry.open(stream, HANDLE, opening)
         if self._error is None:
             position = request.position if request.HasField("position") else None
-            tokens_max = self._settings.feed_tokens_max
-            prompt = Prompt(0, position, self._received_at, 1, request, self._sampling, tokens_max)
-            self._registry.feed(stream, HANDLE, prompt)
-            self._registry.close(stream, HANDLE, keep=bool(request.session_id))
+            tokens_max = self._context.settings.feed_tokens_max
+            prompt = Prompt(0, position, self._received_at, size, request, sampling, tokens_max)
+            registry.feed(stream, HANDLE, prompt)
+            registry.close(stream, HANDLE, keep=bool(request.session_id), size=0)
 
-    async def _write(self, context: ServicerContext[bytes, pb.GenerateResponse]) -> None:
-        """Send what has been made meanwhile, one message at a time."""
-        written_at: float | None = None
-        while True:
-            await self._pending.wait()
-            self._pending.clear()
-            response, self._response = self._response, pb.GenerateResponse()
-            closed = self._closed
-            if response.ids or response.finish_reason:
-                await context.write(response)
-                now = self._clock()
-                if self._latencies is not None:
-                    first_piece, piece = self._latencies
-                    if written_at is None:
-                        first_piece.observe(now - self._received_at)
-                    else:
-                        piece.observe(now - written_at)
-                written_at = now
-            if closed:
-                return
+    def _observe(self) -> None:
+        """Count how long the piece took that is sent now."""
+        now = self._context.clock()
+        if self._latencies is not None:
+            first_piece, piece = self._latencies
+            if self._sent_at is None:
+                first_piece.observe(now - self._received_at)
+            else:
+                piece.observe(now - self._sent_at)
+        self._sent_at = now
 
     # ------------------------------------------------------------ told by the registry
 
@@ -196,7 +262,7 @@ class Generation:
         assert handle.session is not None, "a handle that is opened has its session"
         served = handle.session.served
         labels = (served.name, served.version)
-        metrics = self._metrics
+        metrics = self._context.metrics
         self._latencies = (
             metrics.generate_first_piece_seconds.of(*labels),
             metrics.generate_piece_seconds.of(*labels),
@@ -217,34 +283,48 @@ class Generation:
         if progress.error is not None:
             self._error = progress.error
             return
-        response = self._response
-        response.position = progress.position
+        self._position = progress.position
         for token in progress.made:
             assert self._decoder is not None, "only a model with a tokeniser makes tokens"
             self._add(*self._stops.push(token, self._decoder.feed([token])))
             if self._stops.stopped and handle.feed is not None:
                 handle.feed.finished = True
                 break
-        if response.ids:
-            self._pending.set()
+        if self._ids:
+            self._call.ready()
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
         """The session was let go of: nothing more will be made."""
         if self._error is not None:
             self._add(*self._stops.finish(""))  # absorbed, so whoever goes on must know it
         elif self._stops.stopped:
-            self._response.finish_reason = pb.FINISH_REASON_STOP
+            self._finish_reason = pb.FINISH_REASON_STOP
         else:
-            self._response.finish_reason = pb.FINISH_REASON_LENGTH
+            self._finish_reason = pb.FINISH_REASON_LENGTH
             self._add(*self._stops.finish(self._decoder.finish() if self._decoder is not None else ""))
-        self._response.position = position
+        self._position = position
         self._end(self._error)
 
+    def applied(self, size: int) -> None:
+        """Do nothing: a second message is not read."""
+
+    def drained(self, error: CellstreamError) -> None:
+        """The server is going away."""
+        self._end(error)
+
     def _add(self, text: str, ids: list[int]) -> None:
-        self._response.text += text
-        self._response.ids.extend(ids)
+        if not ids and not text:
+            return
+        self._texts.append(text)
+        self._ids += ids
+        size = len(text) + TOKEN_BYTES * len(ids)
+        self._waiting_bytes += size
+        self._flow.owe(size)
 
     def _end(self, error: CellstreamError | None) -> None:
-        self._error = error
+        if self._closed:
+            return
         self._closed = True
-        self._pending.set()
+        self._error = error
+        self._call.ready()
+        self._call.end(OK if error is None else self._context.errors.explain(error))

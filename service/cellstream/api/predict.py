@@ -1,193 +1,150 @@
-"""One Predict stream: a reader, a writer, and the registry between them.
+"""One Predict stream: what its client sends goes to the registry, what that tells waits in the outbox.
 
-The reader takes messages while the client keeps up; the writer sends whatever has become pending while the
-message before was being written. A stream whose queued tokens or unsent responses pass their bound is not
-read, and its feeds are not scheduled, until it drains: a slow reader blocks only itself.
+It makes no task and waits for nothing: it is told what comes, and asked for responses when there is room. A
+client that does not read is neither read nor stepped: it blocks only itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpc.aio import ServicerContext
 
 from cellstream.api import convert
-from cellstream.api.outbox import Outbox, Part
-from cellstream.api.rpc import parse
-from cellstream.api.status import Teller
+from cellstream.api.context import Context
+from cellstream.api.flow import Flow
+from cellstream.api.outbox import Outbox, Unencodable
+from cellstream.api.parsing import has_more_fields, parse
 from cellstream.engine import Progress
 from cellstream.errors import CellstreamError, MalformedMessage, MessageTooLarge
-from cellstream.metrics import Metrics
-from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Registry
-from cellstream.settings import Settings
+from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Served
+from cellstream.transport.call import OK, Call, Status, Why
 from cellstream.v1 import prediction_pb2 as pb
-
-STATUS_BYTES = 400
-"""About what an error takes."""
 
 
 class PredictStream:
     """Reads a client's messages, and answers them in order.
 
     Args:
-        registry: Who holds which state.
-        settings: The bounds.
-        teller: By whom errors leave.
-        metrics: Where latency is counted.
-        clock: Seconds, monotonic.
-        wall_clock: Seconds since the epoch.
-        watching: Streams that want to know when a turn has been settled; this one adds and removes itself.
+        call: The call.
+        context: What the server's handlers share.
 
     Raises:
         Draining, TooManyStreams: As `Registry.connect`.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        settings: Settings,
-        teller: Teller,
-        metrics: Metrics,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
-        watching: set[PredictStream],
-    ) -> None:
-        self._registry = registry
-        self._settings = settings
-        self._teller = teller
-        self._metrics = metrics
-        self._clock = clock
-        self._wall_clock = wall_clock
-        self._watching = watching
-        self._outbox = Outbox(settings.response_bytes_max)
-        self._changed = asyncio.Event()  # what the reader waits for may have come true
-        self._cut: asyncio.Future[CellstreamError] = asyncio.get_running_loop().create_future()
-        self._stream = registry.connect(self)
+    __slots__ = (
+        "_answered",
+        "_call",
+        "_context",
+        "_flow",
+        "_last_status",
+        "_outbox",
+        "_stream",
+        "_taken_bytes",
+    )
 
-    async def run(
-        self, messages: AsyncIterator[bytes], context: ServicerContext[bytes, pb.PredictResponse]
-    ) -> None:
-        """Serve the stream to its end.
+    def __init__(self, call: Call, context: Context) -> None:
+        self._call = call
+        self._context = context
+        self._stream = context.registry.connect(self)
+        self._flow = Flow(call, self._stream, context.registry, context.unsent)
+        self._outbox = Outbox(context.settings.response_bytes_max)
+        self._answered: list[tuple[Served, float]] = []
+        self._taken_bytes = 0  # of the response that is being sent
+        self._last_status: Status | None = None  # how it ends, once all that was read is answered
 
-        Raises:
-            CellstreamError: What ends the stream early, after all results of what was read.
-        """
-        reading = asyncio.create_task(self._read(messages))
-        writing = asyncio.create_task(self._write(context))
+    def __repr__(self) -> str:
+        return f"<PredictStream: {self._flow!r}, {self._outbox!r}>"
+
+    # ------------------------------------------------------------ told by the transport
+
+    def received(self, message: bytes) -> None:
+        """Do what a message asks; one that cannot be read ends the stream once all before it is answered."""
+        if self._last_status is not None:
+            return  # behind a message that ends the stream
         try:
-            ends: tuple[asyncio.Future[Any], ...] = (reading, writing, self._cut)
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            error: CellstreamError | None = None
-            if self._cut.done():
-                error = self._cut.result()
-            elif reading.done():
-                error = reading.result()
-            self._outbox.close()
-            await writing
-        finally:
-            # Whatever ended it, a cancel too: the sessions are let go of before anything else is awaited.
-            self._registry.disconnect(self._stream)
-            self._watching.discard(self)
-            reading.cancel()
-            writing.cancel()
-        if error is not None:
-            raise error
+            self._take(message)
+        except CellstreamError as refused:
+            self._last_status = self._context.errors.explain(refused)
+            self._end_if_answered()
 
-    def cut(self, error: CellstreamError) -> None:
-        """End the stream with this error, once what is pending has been sent."""
-        if not self._cut.done():
-            self._cut.set_result(error)
+    def half_closed(self) -> None:
+        """End the stream once all that was read is answered."""
+        if self._last_status is None:
+            self._last_status = OK
+            self._end_if_answered()
 
-    def look(self) -> None:
-        """A turn was settled, or a response was sent: pause or resume, and wake the reader where it waits."""
-        bound = self._settings.stream_outbox_bytes_max
-        if self._outbox.bytes > bound and not self._stream.paused:
-            self._registry.pause(self._stream)
-        elif self._outbox.bytes <= bound // 2 and self._stream.paused:
-            self._registry.resume(self._stream)
-        if not self._stream.paused:
-            self._watching.discard(self)
-        self._changed.set()
+    def next_message(self) -> bytes | None:
+        """Encode the next response."""
+        if self._taken_bytes:
+            self._flow.sent(self._taken_bytes)
+            self._taken_bytes = 0
+        answered = self._answered
+        while True:
+            try:
+                taken = self._outbox.take(answered)
+            except Unencodable as failure:
+                self._fail_answer(failure)
+            else:
+                break
+        if taken is None:
+            return None
+        response, self._taken_bytes = taken
+        if answered:
+            self._observe(answered)
+            answered.clear()
+        return response
+
+    def closed(self, why: Why) -> None:
+        """Let go of the sessions; whatever was not applied is dropped."""
+        self._context.registry.disconnect(self._stream)
+        self._flow.close()
+
+    def _observe(self, answered: list[tuple[Served, float]]) -> None:
+        """Count how long the feeds took that a response answers."""
+        now = self._context.clock()
+        served = None
+        for one, received_at in answered:
+            if one is not served:
+                served = one
+                histogram = self._context.metrics.feed_seconds.of(one.name, one.version)
+            histogram.observe(now - received_at)
+
+    def _end_if_answered(self) -> None:
+        if not self._stream.unapplied_bytes and self._last_status is not None:
+            self._call.end(self._last_status)
 
     # ------------------------------------------------------------ reading
 
-    async def _read(self, messages: AsyncIterator[bytes]) -> CellstreamError | None:
-        """Take messages until the end of input, then wait until all that was read is answered.
-
-        Returns:
-            What ends the stream early; None at the end of input.
-        """
-        error: CellstreamError | None = None
-        async for raw in messages:
-            try:
-                self._take(raw)
-            except CellstreamError as refused:
-                error = refused
-                break
-            while self._overfull():
-                await self._change()
-        while not self._stream.idle:
-            await self._change()
-        return error
-
-    def _overfull(self) -> bool:
-        return (
-            self._stream.queued_tokens > self._settings.stream_queue_tokens_max
-            or self._outbox.bytes > self._settings.stream_outbox_bytes_max
-        )
-
-    async def _change(self) -> None:
-        self._watching.add(self)
-        self._changed.clear()
-        await self._changed.wait()
-
     def _take(self, raw: bytes) -> None:
         """Do what one message asks, in the order of its fields."""
-        now = self._clock()
-        request = parse(pb.PredictRequest, raw, self._settings.message_bytes_max)
+        settings = self._context.settings
+        now = self._context.clock()
+        items_max = settings.message_items_max
+        if has_more_fields(raw, items_max):
+            raise _too_many_items(f"more than {items_max}", items_max)
+        request = parse(pb.PredictRequest, raw, settings.message_bytes_max)
         # Held and sliced: protobuf makes a list anew each time it is asked for one, which took a fifth of the
         # Python of a message with one feed, and its iterators end by raising an IndexError.
         opens, resets, feeds, closes = request.opens, request.resets, request.feeds, request.closes
-        items = len(opens) + len(resets) + len(feeds) + len(closes)
-        if items > self._settings.message_items_max:
-            raise MessageTooLarge(
-                f"the message has {items} opens, resets, feeds and closes; at most "
-                f"{self._settings.message_items_max} "
-                "are taken. Send it in parts.",
-                message_items_max=self._settings.message_items_max,
-            )
-        registry, stream = self._registry, self._stream
+        queued = len(resets) + len(feeds) + len(closes)
+        items = len(opens) + queued
+        if items > items_max:
+            raise _too_many_items(str(items), items_max)
+        share = len(raw) // items if items else 0  # of the message's bytes, for each that may have to wait
+        registry, stream = self._context.registry, self._stream
         for wanted in opens[:]:
             registry.open(stream, wanted.handle, _load_open(wanted))
         for reset in resets[:]:
-            registry.reset(stream, reset.handle)
-        tokens_max = self._settings.feed_tokens_max
+            registry.reset(stream, reset.handle, share)
+        tokens_max = settings.feed_tokens_max
         for feed in feeds[:]:
-            registry.feed(stream, feed.handle, convert.given_by(feed, now, tokens_max))
+            registry.feed(stream, feed.handle, convert.given_by(feed, now, share, tokens_max))
         for close in closes[:]:
-            registry.close(stream, close.handle, close.keep)
-
-    # ------------------------------------------------------------ writing
-
-    async def _write(self, context: ServicerContext[bytes, pb.PredictResponse]) -> None:
-        """Send what is pending, one message at a time: two writes at once would lose a reply."""
-        outbox = self._outbox
-        while (letter := await outbox.take()) is not None:
-            await context.write(letter.message)
-            outbox.written(letter)
-            now = self._clock()
-            served = None
-            for answered, received_at in letter.answered:
-                if answered is not served:
-                    served = answered
-                    histogram = self._metrics.feed_seconds.of(served.name, served.version)
-                histogram.observe(now - received_at)
-            if self in self._watching:
-                self.look()
+            registry.close(stream, close.handle, close.keep, share)
+        if rest := len(raw) - share * queued:
+            self._flow.applied(rest)
 
     # ------------------------------------------------------------ told by the registry
 
@@ -195,7 +152,7 @@ class PredictStream:
         """The handle holds its session."""
         session = handle.session
         assert session is not None, "a handle that is opened has its session"
-        opened = self._outbox.letter(Part.OPENED, 100).message.opened.add(
+        opened = pb.Opened(
             handle=handle.number,
             session_id=session.id,
             model=session.served.name,
@@ -207,68 +164,74 @@ class PredictStream:
             opened.previous.cause = pb.Cause.ValueType(previous.cause)
             opened.previous.position = previous.position
             opened.previous.time.CopyFrom(_timestamp(previous.time))
+        self._owe(self._outbox.add_opened(opened))
 
     def refused(self, number: int, session_id: str, error: CellstreamError) -> None:
         """The handle of this number could not be opened."""
-        if len(session_id.encode()) > self._settings.session_id_bytes_max:
+        if len(session_id.encode()) > self._context.settings.session_id_bytes_max:
             session_id = ""  # no session's id, and as large as the client likes
-        message = self._outbox.letter(Part.OPENED, STATUS_BYTES).message
-        message.opened.add(handle=number, session_id=session_id, error=self._teller.status(error))
+        status = self._context.errors.status(error)
+        self._owe(self._outbox.add_opened(pb.Opened(handle=number, session_id=session_id, error=status)))
 
     def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
         """A feed was answered, or failed."""
-        outbox, steps = self._outbox, progress.steps
         if progress.error is not None:
-            letter = outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES)
-            letter.results.add(
-                handle=handle.number,
-                feed_id=queued.id,
-                position=progress.position,
-                done=True,
-                error=self._teller.status(progress.error),
-            )
-        else:
-            apart, step_bytes = convert.sizes_of(progress)
-            first, each = 0, steps
-            room = self._settings.response_bytes_max - apart
-            if step_bytes * steps > room:
-                each = max(1, room // step_bytes)
-            while True:
-                last = steps if first + each >= steps else first + each
-                letter = outbox.letter(Part.RESULTS, apart + step_bytes * (last - first))
-                # Set one by one: by keyword they cost twice as much, and this runs for every token.
-                result = letter.results.add()
-                result.handle = handle.number
-                result.feed_id = queued.id
-                # A run of steps ends at the progress's position; where it is split, its parts end before.
-                result.position = progress.position - (steps - last)
-                if last > first:
-                    convert.write_predictions(result.predictions, progress, first, last)
-                if last == steps:
-                    break
-                first = last
-            result.done = progress.done  # last: if the predictions fail, an error follows
-        if progress.done and handle.session is not None:
-            # Its latency is known once the letter is written.
-            letter.answered.append((handle.session.served, queued.received_at))
-        if outbox.bytes > self._settings.stream_outbox_bytes_max:
-            self._watching.add(self)
+            self._fail(handle.number, queued, progress.position, progress.error)
+            return
+        session = handle.session
+        assert session is not None, "a feed runs for a session"
+        self._owe(self._outbox.add_progress(handle.number, queued, progress, session.served))
 
     def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
         """A feed names a handle that is not in use."""
-        message = self._outbox.letter(Part.RESULTS, convert.RESULT_BYTES + STATUS_BYTES).message
-        message.results.add(handle=number, feed_id=queued.id, done=True, error=self._teller.status(error))
+        self._fail(number, queued, 0, error)
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
         """Something happened to a session, or a reset or close could not be done."""
-        size = 40 if error is None else STATUS_BYTES
-        self._outbox.letter(Part.EVENTS, size).message.events.add(
+        event = pb.Event(
             handle=number,
             cause=pb.Cause.ValueType(cause),
             position=position,
-            time=_timestamp(self._wall_clock()),
-            error=None if error is None else self._teller.status(error),
+            time=_timestamp(self._context.wall_clock()),
+            error=None if error is None else self._context.errors.status(error),
         )
+        self._owe(self._outbox.add_event(event))
+
+    def applied(self, size: int) -> None:
+        """So many bytes of what was read are applied, or failed."""
+        self._flow.applied(size)
+        if self._last_status is not None:
+            self._end_if_answered()
+
+    def drained(self, error: CellstreamError) -> None:
+        """The server is going away."""
+        self._last_status = self._context.errors.explain(error)
+        self._call.end(self._last_status)
+
+    def _fail(self, number: int, queued: QueuedFeed, position: int, error: CellstreamError) -> None:
+        status = self._context.errors.status(error)
+        failure = pb.Result(handle=number, feed_id=queued.id, position=position, done=True, error=status)
+        self._owe(self._outbox.add_failure(failure))
+
+    def _fail_answer(self, failure: Unencodable) -> None:
+        """Tell the client, in place of a feed's answer, that it cannot be told."""
+        cause = failure.__cause__
+        assert isinstance(cause, Exception), "it is raised from what went wrong"
+        self._flow.sent(self._outbox.drop(failure.queued))
+        mistake = self._context.registry.fail_answer(self._stream, failure.handle, failure.queued, cause)
+        self._fail(failure.handle, failure.queued, failure.position, mistake)
+
+    def _owe(self, size: int) -> None:
+        self._call.ready()
+        self._flow.owe(size)
+
+
+def _too_many_items(found: str, most: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"the message has {found} opens, resets, feeds and closes; at most {most} are taken. "
+        "Send it in parts.",
+        message_items_max=most,
+    )
 
 
 def _load_open(wanted: pb.Open) -> Open:

@@ -1,6 +1,7 @@
-"""The server: loads what it serves, binds its ports, and goes away in order.
+"""The server: loads what it serves, listens, and goes away in order.
 
-Ready only after every model is loaded and has checked itself: before that nothing listens.
+Addresses are bound first, so that one that is taken is found before minutes of loading; nothing listens until
+every model is loaded and has checked itself.
 """
 
 from __future__ import annotations
@@ -8,31 +9,36 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Protocol, TypeVar
 
-import grpc
 import structlog
-from google.protobuf.message import Message
-from grpc.aio import ServicerContext
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from cellstream.api import rpc
-from cellstream.api.generate import Generation
+from cellstream.api.context import Context
+from cellstream.api.engine_loop import EngineLoop
+from cellstream.api.flow import UnsentBytes
+from cellstream.api.generate import GenerateStream
+from cellstream.api.health import Health
 from cellstream.api.inspection import Models, Sessions
 from cellstream.api.predict import PredictStream
-from cellstream.api.status import Teller
-from cellstream.api.turns import Turns
+from cellstream.api.reflection import Reflection
+from cellstream.api.status import ErrorReporter
+from cellstream.api.unary import unary
 from cellstream.engine import Engine
-from cellstream.errors import Draining, ManifestInvalid, PortInUse, SettingsInvalid
-from cellstream.metrics import Census, Metrics, MetricsServer, ModelCensus, make_metrics_server
+from cellstream.errors import ManifestInvalid, SettingsInvalid
+from cellstream.metrics import Census, Metrics, ModelCensus, render
 from cellstream.repository import ModelVersion, Repository
 from cellstream.sessions import Catalogue, Registry, Served, choose_default
 from cellstream.settings import Settings
 from cellstream.text import load_tokenizer
+from cellstream.transport.call import Method, Service
+from cellstream.transport.http1 import Page, Pages, PageServer
+from cellstream.transport.sockets import bind
 from cellstream.v1 import model_pb2, prediction_pb2, session_pb2
 
 log = structlog.get_logger(__name__)
@@ -50,31 +56,76 @@ SWEEP_SECONDS_MAX = 0.5
 """How late an expiry or a time-out may be noticed."""
 
 YOUNG_OBJECTS_MAX = 20_000
-"""How many objects more than were dropped may be made between two visits of the collector: some megabytes."""
+"""Threshold of the collector's youngest generation: net new objects between two collections."""
 
 DRAIN_RESERVE_SECONDS = 1.0
 """What is left of `drain_seconds` for leaving, once streams have had their time."""
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What ends a server, in order: asked by a supervisor, by a person, or because the terminal is gone."""
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return.
+T = TypeVar("T")
+
+
+class Transport(Protocol):
+    """What carries calls: `transport/listener.py`, or `transport/grpcio.py`.
+
+    Attributes:
+        port: The port that was bound; 0: a Unix socket.
+        calls: How many calls are open.
+        loop_turns: How many turns of the event loop it needs between two calls of an engine.
+    """
+
+    port: int
+    loop_turns: int
+
+    @property
+    def calls(self) -> int:
+        """How many calls are open."""
+
+    async def start(self) -> None:
+        """Listen."""
+
+    def flush(self) -> None:
+        """Write what is pending."""
+
+    async def drain(self, seconds: float) -> None:
+        """Serve on until no call is open or the time is over, then close everything."""
+
+
+def serve(settings: Settings) -> bool:
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain and return.
+
+    Returns:
+        Whether all is done. If not, it was stopped while a thread was loading a model: leave by `os._exit`,
+        because Python's own end aborts a thread that is inside ONNX Runtime.
 
     Raises:
         SetupError: It cannot be started.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+        return runner.run(_serve(settings))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> bool:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # before the models are loaded: that may take seconds
-        loop.add_signal_handler(number, told.set)
-    server = await Server.start(settings)
+    for number in STOP_SIGNALS:  # before the models are loaded: that may take minutes
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
+            loop.add_signal_handler(number, told.set)
+    starting = asyncio.create_task(Server.start(settings))
+    stop_asked = asyncio.create_task(told.wait())
+    await asyncio.wait((starting, stop_asked), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped_while_loading")
+        starting.cancel()
+        await asyncio.wait((starting,))
+        return False
+    server = await starting
     calm_collector()  # here and not in the server, which may share its process with other things
-    await told.wait()
+    await stop_asked
     await server.stop()
+    return True
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -89,6 +140,7 @@ class Server:
     """A running server; `start` makes it, `stop` ends it.
 
     Attributes:
+        registry: Its sessions and streams.
         host: The address of gRPC.
         port: The port of gRPC that was bound.
         metrics_port: The port of /metrics that was bound.
@@ -99,29 +151,26 @@ class Server:
         settings: Settings,
         catalogue: Catalogue,
         metrics: Metrics,
+        sockets: list[socket.socket],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
-        self._metrics = metrics
         self._clock = clock
-        self._wall_clock = wall_clock
-        self._teller = Teller(metrics)
-        self._streams: set[PredictStream] = set()
-        self._watching: set[PredictStream] = set()
-        self._turns = Turns(catalogue, metrics, self._settled)
+        self._health = Health(settings)
+        self._reflection = Reflection(SERVICES, settings)
+        unsent = UnsentBytes(settings)
+        errors = ErrorReporter(metrics)
         self.registry = Registry(
-            catalogue,
-            settings,
-            metrics,
-            wake=self._turns.ask,
-            clock=clock,
-            wall_clock=wall_clock,
+            catalogue, settings, metrics, wake=self._wake, clock=clock, wall_clock=wall_clock
         )
-        self._health = health.aio.HealthServicer()
-        self._metrics_server: MetricsServer
-        self._grpc: grpc.aio.Server
+        self._context = Context(self.registry, settings, errors, metrics, unsent, clock, wall_clock)
+        self._transport = _make_transport(settings, Service(self._methods(), errors.explain), sockets)
+        self._engine_loop = EngineLoop(
+            catalogue, metrics, self._transport.flush, loop_turns=self._transport.loop_turns
+        )
+        self._pages: PageServer
         self._sweeping: asyncio.Task[None]
         self.host = settings.host
         self.port = 0
@@ -135,33 +184,28 @@ class Server:
         clock: Callable[[], float] = time.perf_counter,
         wall_clock: Callable[[], float] = time.time,
     ) -> Server:
-        """Load every model, then bind.
+        """Bind, load every model, then listen.
 
         Raises:
             RepositoryError: A model cannot be loaded.
-            SettingsInvalid: The settings do not fit the models, or an address cannot be bound.
+            SettingsInvalid: The settings do not fit the models, an address cannot be bound, or a file of TLS
+                is not one.
             PortInUse: A port is taken.
         """
-        registry = CollectorRegistry()
-        metrics = Metrics(registry)
-        repository = Repository(settings.models)
-        for folder, why in repository.skipped.items():
-            log.warning("folder_skipped", folder=str(folder), why=why)
-        if not repository.names:
-            raise SettingsInvalid(
-                f"{settings.models} has no model: expected a folder NAME/VERSION/ for each, as "
-                "`cellstream export` makes.",
-                setting="models",
-            )
-        default_model = choose_default(repository.names, settings.default_model)  # loading may take a minute
-        served = [_load_version(version, settings, metrics, clock) for version in repository.load_all()]
-        server = cls(settings, Catalogue(served, default_model), metrics, clock, wall_clock)
-        metrics.watch(server._census)
-        server._metrics_server = make_metrics_server(registry, settings.metrics_host, settings.metrics_port)
+        sockets = bind(settings.host, settings.port, reuse_port=settings.reuse_port)
+        page_sockets: list[socket.socket] = []
         try:
-            await server._bind()
+            page_sockets = bind(settings.metrics_host, settings.metrics_port, what="metrics_port")
+            metrics_registry = CollectorRegistry()
+            metrics = Metrics(metrics_registry)
+            catalogue = await _load_catalogue(settings, metrics, clock)
+            server = cls(settings, catalogue, metrics, sockets, clock, wall_clock)
+            metrics.watch(server._census)
+            server._pages = PageServer(settings, server._make_pages(metrics_registry), page_sockets)
+            await server._listen()
         except BaseException:
-            server._metrics_server.close()
+            for bound in (*sockets, *page_sockets):
+                bound.close()
             raise
         return server
 
@@ -171,106 +215,58 @@ class Server:
     async def stop(self) -> None:
         """Drain: tell all clients their final positions, send what is pending, go within `drain_seconds`."""
         log.info("draining", sessions=len(self.registry), streams=len(self.registry.streams))
-        await self._health.enter_graceful_shutdown()
+        self._health.shutdown()
+        self._reflection.shutdown()
         self._sweeping.cancel()
         self.registry.drain()
-        for stream in self._streams:
-            error = Draining(
-                "the server is going away; all positions that it told are final.",
-                retry_after_seconds=self._settings.retry_after_seconds,
-            )
-            stream.cut(error)
-        await self._grpc.stop(grace=max(0.1, self._settings.drain_seconds - DRAIN_RESERVE_SECONDS))
-        await asyncio.to_thread(self._metrics_server.close)
+        self.registry.end_streams()
+        await self._transport.drain(max(0.1, self._settings.drain_seconds - DRAIN_RESERVE_SECONDS))
+        await self._pages.close()
         log.info("drained")
 
     def sweep(self) -> None:
         """End what has waited or been idle too long; done by itself, twice a second or oftener."""
         self.registry.sweep()
-        self._settled()
 
     # ------------------------------------------------------------ starting
 
-    async def _bind(self) -> None:
-        settings = self._settings
-        self._grpc = grpc.aio.server(options=_grpc_options(settings))
-        for service, handlers in self._handlers().items():
-            self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
-        )
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host  # IPv6
-        address = f"{host}:{settings.port}"
-        try:
-            self.port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise PortInUse(
-                f"{address} cannot be bound: another program listens there, or the address is not this "
-                "machine's. Choose another host or port; port 0 takes any that is free.",
-                host=settings.host,
-                port=settings.port,
-            ) from error
-        self.metrics_port = self._metrics_server.port
-        await self._grpc.start()
+    async def _listen(self) -> None:
+        await self._transport.start()
+        self.port = self._transport.port
+        await self._pages.start()
+        self.metrics_port = self._pages.port
         for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(service, serving=True)
         self._sweeping = asyncio.create_task(self._sweep_for_ever())
-        log.info("serving", host=settings.host, port=self.port, metrics_port=self.metrics_port)
+        log.info("serving", host=self.host, port=self.port, metrics_port=self.metrics_port)
+        if self._settings.tls_cert is None and not _is_local(self.host):
+            log.warning(
+                "serving_without_tls",
+                host=self.host,
+                what="everybody on the way can read and change what is sent; set tls_cert and tls_key",
+            )
 
-    def _handlers(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    def _methods(self) -> Mapping[str, Method]:
         prediction, session, model = SERVICES
         sessions = Sessions(self.registry, self._settings, self._clock)
         models = Models(self._catalogue)
-
-        def unary(kind: type[Message], answer: Callable[[Any], Message]) -> grpc.RpcMethodHandler[Any, Any]:
-            return rpc.unary(kind, answer, self._teller, self._settings.message_bytes_max)
-
+        context, bytes_max = self._context, self._settings.message_bytes_max
         return {
-            prediction: {
-                "Predict": rpc.stream_stream(self._predict, self._teller),
-                "Generate": rpc.unary_stream(self._generate, self._teller),
-            },
-            session: {
-                "GetSession": unary(session_pb2.GetSessionRequest, sessions.get),
-                "ListSessions": unary(session_pb2.ListSessionsRequest, sessions.list),
-                "CloseSession": unary(session_pb2.CloseSessionRequest, sessions.close),
-            },
-            model: {
-                "ListModels": unary(model_pb2.ListModelsRequest, models.list),
-                "GetModel": unary(model_pb2.GetModelRequest, models.get),
-            },
+            f"/{prediction}/Predict": Method(lambda call: PredictStream(call, context)),
+            f"/{prediction}/Generate": Method(lambda call: GenerateStream(call, context), one_request=True),
+            f"/{session}/GetSession": unary(session_pb2.GetSessionRequest, sessions.get, bytes_max),
+            f"/{session}/ListSessions": unary(session_pb2.ListSessionsRequest, sessions.list, bytes_max),
+            f"/{session}/CloseSession": unary(session_pb2.CloseSessionRequest, sessions.close, bytes_max),
+            f"/{model}/ListModels": unary(model_pb2.ListModelsRequest, models.list, bytes_max),
+            f"/{model}/GetModel": unary(model_pb2.GetModelRequest, models.get, bytes_max),
+            **self._health.methods(),
+            **self._reflection.methods(),
         }
 
     # ------------------------------------------------------------ serving
 
-    async def _predict(
-        self, messages: AsyncIterator[bytes], context: ServicerContext[bytes, prediction_pb2.PredictResponse]
-    ) -> None:
-        stream = PredictStream(
-            self.registry,
-            self._settings,
-            self._teller,
-            self._metrics,
-            self._clock,
-            self._wall_clock,
-            self._watching,
-        )
-        self._streams.add(stream)
-        try:
-            await stream.run(messages, context)
-        finally:
-            self._streams.discard(stream)
-
-    async def _generate(
-        self, raw: bytes, context: ServicerContext[bytes, prediction_pb2.GenerateResponse]
-    ) -> None:
-        request = rpc.parse(prediction_pb2.GenerateRequest, raw, self._settings.message_bytes_max)
-        await Generation(request, self.registry, self._settings, self._metrics, self._clock).run(context)
-
-    def _settled(self) -> None:
-        for stream in tuple(self._watching):
-            stream.look()
+    def _wake(self) -> None:
+        self._engine_loop.ask()
 
     async def _sweep_for_ever(self) -> None:
         settings = self._settings
@@ -284,6 +280,18 @@ class Server:
             except Exception:
                 # The next one may succeed, and nothing else depends on this one.
                 log.exception("sweep_failed")
+
+    def _make_pages(self, registry: CollectorRegistry) -> Pages:
+        def metrics(query: str, headers: Mapping[str, str]) -> Page:
+            content_type, body = render(registry, query, headers)
+            return Page(200, content_type, body)
+
+        def healthz(query: str, headers: Mapping[str, str]) -> Page:
+            if self.registry.draining:
+                return Page(503, "text/plain; charset=utf-8", b"DRAINING\n")
+            return Page(200, "text/plain; charset=utf-8", b"SERVING\n")
+
+        return {"/metrics": metrics, "/healthz": healthz}
 
     def _census(self) -> Census:
         return Census(
@@ -320,6 +328,52 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX)
+
+
+async def _load_catalogue(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> Catalogue:
+    """Load every model, in a thread so that signals are heard meanwhile."""
+    repository = Repository(settings.models)
+    for folder, why in repository.skipped.items():
+        log.warning("folder_skipped", folder=str(folder), why=why)
+    if not repository.names:
+        raise SettingsInvalid(
+            f"{settings.models} has no model: expected a folder NAME/VERSION/ for each, as "
+            "`cellstream export` makes.",
+            setting="models",
+        )
+    default_model = choose_default(repository.names, settings.default_model)  # loading may take a minute
+    log.info("loading", models=", ".join(repository.names))
+    served = await _in_thread(
+        lambda: [_load_version(version, settings, metrics, clock) for version in repository.load_all()]
+    )
+    return Catalogue(served, default_model)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Do something long in a thread that does not hold up the process's end, unlike an executor's."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(outcome: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return  # nobody waits any more
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(outcome)  # type: ignore[arg-type]
+
+    def run() -> None:
+        outcome: T | None = None
+        error: BaseException | None = None
+        try:
+            outcome = work()
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, outcome, error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await result
 
 
 def _load_version(
@@ -378,21 +432,16 @@ def _load_version(
     return served
 
 
-def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
-    keepalive, timeout = settings.keepalive_seconds, settings.keepalive_timeout_seconds
-    return [
-        # Two servers on one port would share its clients without a word.
-        ("grpc.so_reuseport", 0),
-        # Ours is checked first, with a reason; gRPC's own refusal has none.
-        ("grpc.max_receive_message_length", 2 * settings.message_bytes_max),
-        ("grpc.max_send_message_length", -1),
-        # A silent peer is noticed only where the ping has a time-out too.
-        ("grpc.keepalive_time_ms", int(keepalive * 1000)),
-        ("grpc.keepalive_timeout_ms", int(timeout * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(timeout * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-        # Bursts of new streams were cancelled with the defaults; ours are counted, and refused with a reason.
-        ("grpc.server.max_pending_requests", 4 * settings.streams_max),
-        ("grpc.server.max_pending_requests_hard_limit", 8 * settings.streams_max),
-    ]
+def _make_transport(settings: Settings, service: Service, sockets: list[socket.socket]) -> Transport:
+    if settings.transport == "grpcio":
+        from cellstream.transport.grpcio import GrpcioServer  # here: the other one does without grpcio
+
+        return GrpcioServer(settings, service, sockets)
+    from cellstream.transport.listener import Listener
+
+    return Listener(settings, service, sockets)
+
+
+def _is_local(host: str) -> bool:
+    """Return whether only this machine reaches the address."""
+    return host.startswith(("127.", "unix:")) or host in ("::1", "localhost")

@@ -13,67 +13,66 @@
 | UNAVAILABLE         | the server is going away                                               |
 | INTERNAL            | the server's fault                                                     |
 
-One exception: a message beyond twice `message_bytes_max` is refused by gRPC itself, before we see it:
-RESOURCE_EXHAUSTED without details.
+What a transport refuses by itself has a code and a message, and no details. `docs/protocol.md` lists it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
+import structlog
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
-from grpc import StatusCode
-from grpc.aio import ServicerContext
 
-from cellstream.errors import CapacityError, CellstreamError, RequestError
+from cellstream.errors import CapacityError, CellstreamError, InternalError, RequestError
 from cellstream.metrics import Metrics
+from cellstream.transport.call import Code, Status
+
+log = structlog.get_logger(__name__)
 
 DOMAIN = "cellstream"
 
-CODES: dict[str, StatusCode] = {
-    "MALFORMED_MESSAGE": StatusCode.INVALID_ARGUMENT,
-    "MESSAGE_TOO_LARGE": StatusCode.INVALID_ARGUMENT,
-    "HANDLE_IN_USE": StatusCode.INVALID_ARGUMENT,
-    "HANDLE_UNKNOWN": StatusCode.INVALID_ARGUMENT,
-    "SESSION_ID_INVALID": StatusCode.INVALID_ARGUMENT,
-    "MODEL_UNKNOWN": StatusCode.NOT_FOUND,
-    "VERSION_UNKNOWN": StatusCode.NOT_FOUND,
-    "MODEL_MISMATCH": StatusCode.FAILED_PRECONDITION,
-    "FEED_EMPTY": StatusCode.INVALID_ARGUMENT,
-    "FEED_TOO_LONG": StatusCode.INVALID_ARGUMENT,
-    "TOKEN_OUT_OF_RANGE": StatusCode.INVALID_ARGUMENT,
-    "TEXT_NOT_ENCODABLE": StatusCode.INVALID_ARGUMENT,
-    "INPUT_KIND_MISMATCH": StatusCode.INVALID_ARGUMENT,
-    "VALUES_MISSHAPEN": StatusCode.INVALID_ARGUMENT,
-    "VALUES_NOT_FINITE": StatusCode.INVALID_ARGUMENT,
-    "ANSWER_UNSUPPORTED": StatusCode.INVALID_ARGUMENT,
-    "PROMPT_EMPTY": StatusCode.INVALID_ARGUMENT,
-    "GENERATION_INVALID": StatusCode.INVALID_ARGUMENT,
-    "PAGE_TOKEN_INVALID": StatusCode.INVALID_ARGUMENT,
-    "SESSION_UNKNOWN": StatusCode.NOT_FOUND,
-    "SESSION_EXPIRED": StatusCode.NOT_FOUND,
-    "SESSION_CLOSED": StatusCode.NOT_FOUND,
-    "SESSION_EXISTS": StatusCode.ALREADY_EXISTS,
-    "TAKEN_OVER": StatusCode.ABORTED,
-    "POSITION_MISMATCH": StatusCode.FAILED_PRECONDITION,
-    "FEED_AFTER_FAILURE": StatusCode.FAILED_PRECONDITION,
-    "NON_FINITE": StatusCode.OUT_OF_RANGE,
-    "TOO_MANY_STREAMS": StatusCode.RESOURCE_EXHAUSTED,
-    "TOO_MANY_HANDLES": StatusCode.RESOURCE_EXHAUSTED,
-    "TOO_MANY_SESSIONS": StatusCode.RESOURCE_EXHAUSTED,
-    "QUEUE_TIMEOUT": StatusCode.DEADLINE_EXCEEDED,
-    "DRAINING": StatusCode.UNAVAILABLE,
-    "STEP_FAILED": StatusCode.INTERNAL,
-    "INTERNAL": StatusCode.INTERNAL,
+CODES: dict[str, Code] = {
+    "MALFORMED_MESSAGE": Code.INVALID_ARGUMENT,
+    "MESSAGE_TOO_LARGE": Code.INVALID_ARGUMENT,
+    "HANDLE_IN_USE": Code.INVALID_ARGUMENT,
+    "HANDLE_UNKNOWN": Code.INVALID_ARGUMENT,
+    "SESSION_ID_INVALID": Code.INVALID_ARGUMENT,
+    "MODEL_UNKNOWN": Code.NOT_FOUND,
+    "VERSION_UNKNOWN": Code.NOT_FOUND,
+    "MODEL_MISMATCH": Code.FAILED_PRECONDITION,
+    "FEED_EMPTY": Code.INVALID_ARGUMENT,
+    "FEED_TOO_LONG": Code.INVALID_ARGUMENT,
+    "TOKEN_OUT_OF_RANGE": Code.INVALID_ARGUMENT,
+    "TEXT_NOT_ENCODABLE": Code.INVALID_ARGUMENT,
+    "INPUT_KIND_MISMATCH": Code.INVALID_ARGUMENT,
+    "VALUES_MISSHAPEN": Code.INVALID_ARGUMENT,
+    "VALUES_NOT_FINITE": Code.INVALID_ARGUMENT,
+    "ANSWER_UNSUPPORTED": Code.INVALID_ARGUMENT,
+    "PROMPT_EMPTY": Code.INVALID_ARGUMENT,
+    "GENERATION_INVALID": Code.INVALID_ARGUMENT,
+    "PAGE_TOKEN_INVALID": Code.INVALID_ARGUMENT,
+    "SESSION_UNKNOWN": Code.NOT_FOUND,
+    "SESSION_EXPIRED": Code.NOT_FOUND,
+    "SESSION_CLOSED": Code.NOT_FOUND,
+    "SESSION_EXISTS": Code.ALREADY_EXISTS,
+    "TAKEN_OVER": Code.ABORTED,
+    "POSITION_MISMATCH": Code.FAILED_PRECONDITION,
+    "FEED_AFTER_FAILURE": Code.FAILED_PRECONDITION,
+    "NON_FINITE": Code.OUT_OF_RANGE,
+    "TOO_MANY_STREAMS": Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_HANDLES": Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_SESSIONS": Code.RESOURCE_EXHAUSTED,
+    "QUEUE_TIMEOUT": Code.DEADLINE_EXCEEDED,
+    "DRAINING": Code.UNAVAILABLE,
+    "STEP_FAILED": Code.INTERNAL,
+    "INTERNAL": Code.INTERNAL,
 }
 """Reason to code, a row for every error that can reach the wire."""
 
 
-def to_status(error: CellstreamError) -> Status:
-    """The error as it travels: code, message, `ErrorInfo`, and `RetryInfo` where waiting helps."""
+def to_status(error: CellstreamError) -> status_pb2.Status:
+    """Return the error as it travels: code, message, `ErrorInfo`, and `RetryInfo` where waiting helps."""
     info = any_pb2.Any()
     info.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.values))
     details = [info]
@@ -83,26 +82,27 @@ def to_status(error: CellstreamError) -> Status:
         retry = any_pb2.Any()
         retry.Pack(RetryInfo(retry_delay=delay))
         details.append(retry)
-    return Status(code=CODES[error.reason].value[0], message=error.message, details=details)
+    return status_pb2.Status(code=CODES[error.reason], message=error.message, details=details)
 
 
-class Teller:
+class ErrorReporter:
     """Every error leaves the server here, and is counted here once: refusals and errors by reason."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def status(self, error: CellstreamError) -> Status:
-        """The error, counted, as it travels in-band."""
+    def status(self, error: CellstreamError) -> status_pb2.Status:
+        """Count the error, and return it as it travels in-band."""
         refusal = isinstance(error, RequestError | CapacityError)
         counter = self._metrics.refusals if refusal else self._metrics.errors
         counter.labels(error.reason).inc()
         return to_status(error)
 
-    async def abort(self, context: ServicerContext[Any, Any], error: CellstreamError) -> NoReturn:
-        """End the rpc with the error, counted, as its status."""
+    def explain(self, error: Exception) -> Status:
+        """Return the status that ends a call, for whatever its handler raised; what is not ours is logged."""
+        if not isinstance(error, CellstreamError):
+            mistake = InternalError.with_new_id()
+            log.error("unforeseen", exc_info=error, **mistake.values)
+            error = mistake
         status = self.status(error)
-        # The key under which gRPC carries a google.rpc.Status.
-        details = (("grpc-status-details-bin", status.SerializeToString()),)
-        await context.abort(CODES[error.reason], error.message, details)
-        raise AssertionError("abort returns by raising")
+        return Status(Code(status.code), status.message, status.SerializeToString())

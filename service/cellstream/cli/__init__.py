@@ -95,6 +95,8 @@ def _in_plain_words(command: str, error: Exception) -> tuple[str, str]:
     """What went wrong and what to do, and the reason by which it can be looked up."""
     if isinstance(error, ModuleNotFoundError):
         error = _extra_missing(command, error)
+    if isinstance(error, ConnectionLost) and "tls" in error.values:
+        return f"{error.message}.", error.reason
     if isinstance(error, ConnectionLost):
         hint = "Is a server there? `cellstream serve` starts one; --help says how to name another."
         return f"{error.message}. {hint}", error.reason

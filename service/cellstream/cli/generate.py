@@ -11,13 +11,14 @@ import typer
 from rich.markup import escape
 
 from cellstream.cli.console import console, count, note, print_json, visible
-from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, split_model
+from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, Tls, split_model, with_tls
 from cellstream.cli.timing import Timing
 
 if TYPE_CHECKING:
     from cellstream.client import Generation, SamplingOptions
 
 
+@with_tls
 def command(
     prompt: Annotated[
         str,
@@ -44,6 +45,8 @@ def command(
     model: Model = "",
     target: Target = TARGET,
     as_json: AsJson = False,
+    *,
+    tls: Tls,
 ) -> None:
     """Let a model go on from a prompt; prompt and text are printed, the text as it is made.
 
@@ -62,11 +65,18 @@ def command(
     }
     if seed is not None:
         sampling["seed"] = seed
-    asyncio.run(_generate(prompt, sampling, session, model, target, as_json=as_json))
+    asyncio.run(_generate(prompt, sampling, session, model, target, tls, as_json=as_json))
 
 
 async def _generate(
-    prompt: str, sampling: SamplingOptions, session: str, model: str, target: str, *, as_json: bool
+    prompt: str,
+    sampling: SamplingOptions,
+    session: str,
+    model: str,
+    target: str,
+    tls: Tls,
+    *,
+    as_json: bool,
 ) -> None:
     from cellstream.client import Client
 
@@ -74,7 +84,7 @@ async def _generate(
     timing = Timing()
     tokens, heard = 0, False  # a stop text that comes at once is heard of, with no token
     async with (
-        Client(target) as client,
+        Client(target, **tls) as client,
         client.generate(
             prompt or None, session_id=session, model=model, version=version, **sampling
         ) as generation,

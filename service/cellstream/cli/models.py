@@ -6,15 +6,16 @@ import asyncio
 import dataclasses
 
 from cellstream.cli.console import print_json, print_table
-from cellstream.cli.options import TARGET, AsJson, Target
+from cellstream.cli.options import TARGET, AsJson, Target, Tls, with_tls
 
 
-def command(target: Target = TARGET, as_json: AsJson = False) -> None:
+@with_tls
+def command(target: Target = TARGET, as_json: AsJson = False, *, tls: Tls) -> None:
     """List the models and versions that a server holds; the one with a star is the default."""
     from cellstream.client import Client, ModelInfo
 
     async def ask() -> list[ModelInfo]:
-        async with Client(target) as client:
+        async with Client(target, **tls) as client:
             return await client.models()
 
     models = asyncio.run(ask())

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cellstream.cli.console import console, note, print_json, print_table
-from cellstream.cli.options import TARGET, AsJson, Target
+from cellstream.cli.options import TARGET, AsJson, Target, Tls, with_tls
 
 if TYPE_CHECKING:
     from cellstream.client import SessionInfo
 
 
+@with_tls
 def command(
     name: Annotated[
         str, typer.Argument(help="Only the session of this name.", metavar="NAME", show_default=False)
@@ -23,6 +24,8 @@ def command(
     limit: Annotated[int, typer.Option(help="How many to list at most.", min=1)] = 1000,
     target: Target = TARGET,
     as_json: AsJson = False,
+    *,
+    tls: Tls,
 ) -> None:
     """List the sessions of a server, or show or end one.
 
@@ -34,13 +37,13 @@ def command(
             "which session? Name it: cellstream sessions NAME --close", param_hint="--close"
         )
     if close:
-        position = asyncio.run(_close(target, name))
+        position = asyncio.run(_close(target, tls, name))
         if as_json:
             print_json({"closed": name, "position": position})
         else:
             console().print(f"The session had absorbed {position:,} tokens; it has ended.")
         return
-    found = asyncio.run(_ask(target, name, limit))
+    found = asyncio.run(_ask(target, tls, name, limit))
     if as_json:
         for session in found[:limit]:
             print_json(dataclasses.asdict(session))
@@ -62,11 +65,11 @@ def command(
         note(f"There are more than {limit}; --limit lists more.")
 
 
-async def _ask(target: str, name: str, limit: int) -> list[SessionInfo]:
+async def _ask(target: str, tls: Tls, name: str, limit: int) -> list[SessionInfo]:
     """The session of that name, or one more than the limit if there are so many."""
     from cellstream.client import Client
 
-    async with Client(target) as client:
+    async with Client(target, **tls) as client:
         if name:
             return [await client.get_session(name)]
         found = []
@@ -77,8 +80,8 @@ async def _ask(target: str, name: str, limit: int) -> list[SessionInfo]:
         return found
 
 
-async def _close(target: str, name: str) -> int:
+async def _close(target: str, tls: Tls, name: str) -> int:
     from cellstream.client import Client
 
-    async with Client(target) as client:
+    async with Client(target, **tls) as client:
         return await client.close_session(name)

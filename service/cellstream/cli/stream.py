@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cellstream.cli.console import count, note, print_json
-from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, split_model
+from cellstream.cli.options import TARGET, AsJson, Model, SessionName, Target, Tls, split_model, with_tls
 from cellstream.cli.standard_input import StandardInput
 from cellstream.cli.timing import Timing
 from cellstream.cli.views import Predictions, Scores, Sent, View
@@ -22,6 +22,7 @@ IN_FLIGHT_MAX = 64
 """Lines that wait for their answer: enough to keep a server busy, few enough that Ctrl-C loses little."""
 
 
+@with_tls
 def command(
     score: Annotated[
         bool,
@@ -38,6 +39,8 @@ def command(
     model: Model = "",
     target: Target = TARGET,
     as_json: AsJson = False,
+    *,
+    tls: Tls,
 ) -> None:
     """Send standard input to a session, and print what the model says of each line as it comes.
 
@@ -48,7 +51,7 @@ def command(
     """
     run = _Run(score=score, top_k=top_k, as_json=as_json)
     try:
-        asyncio.run(run.stream(session, model, target))
+        asyncio.run(run.stream(session, model, target, tls))
     finally:
         run.summarise()
 
@@ -75,12 +78,15 @@ class _Run:
         self._lines = 0
         self._characters = 0
 
-    async def stream(self, name: str, model: str, target: str) -> None:
+    async def stream(self, name: str, model: str, target: str, tls: Tls) -> None:
         """Send all lines, and print each answer as soon as it and those before it are there."""
         from cellstream.client import Client
 
         model, version = split_model(model)
-        async with Client(target) as client, client.session(name, model=model, version=version) as session:
+        async with (
+            Client(target, **tls) as client,
+            client.session(name, model=model, version=version) as session,
+        ):
             view = self._view = await self._choose_view(client, session)
             self._session = session
             sending = asyncio.create_task(self._send(view, session))

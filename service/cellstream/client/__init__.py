@@ -14,6 +14,7 @@ from cellstream.client.pending import Pending
 from cellstream.client.reply import Reply
 from cellstream.client.session import Ending, Mode, Session
 from cellstream.client.settings import ClientSettings
+from cellstream.client.tls import TlsOptions
 
 __all__ = [
     "AnswerOptions",
@@ -37,5 +38,6 @@ __all__ = [
     "Session",
     "SessionInfo",
     "StateInfo",
+    "TlsOptions",
     "Want",
 ]

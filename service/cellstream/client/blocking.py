@@ -26,6 +26,7 @@ from cellstream.client.pending import Pending
 from cellstream.client.reply import Reply
 from cellstream.client.session import Ending, Session
 from cellstream.client.settings import ClientSettings
+from cellstream.client.tls import TlsOptions
 from cellstream.errors import ConnectionLost
 
 Given = ParamSpec("Given")
@@ -285,8 +286,12 @@ class BlockingClient(Twin[Client]):
 
     Args:
         target: Where the server is, as gRPC writes it: `host:port`, `unix:path`.
-        credentials: None: plain text, without encryption.
+        credentials: As `Client` takes them.
         settings: The client's bounds.
+        **tls: As `Client` takes them.
+
+    Raises:
+        SettingsInvalid: A file of certificates is not what it should be.
     """
 
     session = _making(Client.session, BlockingSession)
@@ -304,8 +309,10 @@ class BlockingClient(Twin[Client]):
         *,
         credentials: grpc.ChannelCredentials | None = None,
         settings: ClientSettings | None = None,
+        **tls: Unpack[TlsOptions],
     ) -> None:
-        super().__init__(Client(target, credentials=credentials, settings=settings), LoopThread())
+        client = Client(target, credentials=credentials, settings=settings, **tls)
+        super().__init__(client, LoopThread())
         # Also at the end of a program that forgot to: gRPC's threads must not outlive the interpreter.
         self._finalizer = weakref.finalize(self, _shut, self._inner, self._thread)
 

@@ -21,6 +21,8 @@ from cellstream.client.inventory import (
 )
 from cellstream.client.session import Mode, Session, read_mode
 from cellstream.client.settings import ClientSettings
+from cellstream.client.tls import TlsOptions, load_credentials
+from cellstream.errors import SettingsInvalid
 from cellstream.v1 import model_pb2, model_pb2_grpc, session_pb2, session_pb2_grpc
 
 
@@ -35,8 +37,13 @@ class Client:
 
     Args:
         target: Where the server is, as gRPC writes it: `host:port`, `unix:path`.
-        credentials: None: plain text, without encryption.
+        credentials: gRPC's own, in place of the options below.
         settings: The client's bounds.
+        **tls: `tls_ca="ca.pem"` and the like: as `TlsOptions` says. None of them, and no credentials: plain
+            text, without encryption.
+
+    Raises:
+        SettingsInvalid: A file of certificates is not what it should be.
     """
 
     def __init__(
@@ -45,8 +52,15 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         settings: ClientSettings | None = None,
+        **tls: Unpack[TlsOptions],
     ) -> None:
-        self._connection = Connection(target, credentials, settings or ClientSettings())
+        loaded = load_credentials(tls)
+        if credentials is not None and loaded is not None:
+            raise SettingsInvalid("credentials and tls options are given: one of them says it all.")
+        server_name = tls.get("tls_server_name", "")
+        self._connection = Connection(
+            target, credentials or loaded, settings or ClientSettings(), server_name
+        )
 
     def __repr__(self) -> str:
         return f"<Client of {self._connection.target}>"

@@ -15,6 +15,7 @@ import grpc
 from cellstream.client.conversation import Conversation, PredictCall
 from cellstream.client.settings import ClientSettings
 from cellstream.client.status import from_rpc_error
+from cellstream.client.tls import ATTEMPT_SECONDS, channel_options, explain_handshake
 from cellstream.errors import ConnectionLost
 from cellstream.v1 import prediction_pb2_grpc
 
@@ -47,14 +48,20 @@ class Connection:
         target: Where the server is, as gRPC writes it: `host:port`, `unix:path`.
         credentials: None: plain text.
         settings: Its bounds.
+        server_name: The name that the server's certificate must have; empty: the target's host.
     """
 
     def __init__(
-        self, target: str, credentials: grpc.ChannelCredentials | None, settings: ClientSettings
+        self,
+        target: str,
+        credentials: grpc.ChannelCredentials | None,
+        settings: ClientSettings,
+        server_name: str = "",
     ) -> None:
         self.target = target
         self.settings = settings
         self._credentials = credentials
+        self._server_name = server_name
         self._channel: grpc.aio.Channel | None = None
         self._conversation: Conversation | None = None
         self.closed = False
@@ -69,11 +76,7 @@ class Connection:
         if self.closed:
             raise ConnectionLost("the client was closed")
         if self._channel is None:
-            options = _channel_options(self.settings)
-            if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.target, options)
-            else:
-                self._channel = grpc.aio.secure_channel(self.target, self._credentials, options)
+            self._channel = self._make_channel(_channel_options(self.settings))
         return self._channel
 
     def conversation(self) -> Conversation:
@@ -83,13 +86,17 @@ class Connection:
         return self._conversation
 
     async def connected(self) -> grpc.aio.Channel:
-        """Waits a moment for a connection, and goes on without one: the call then tells what is wrong."""
+        """Waits a moment for a connection, and goes on without one: the call then tells what is wrong.
+
+        Raises:
+            ConnectionLost: There is none, because of TLS.
+        """
         channel = self.channel
         try:
             async with asyncio.timeout(self.settings.connect_timeout_seconds):
                 await channel.channel_ready()
         except TimeoutError:
-            pass
+            await self._raise_if_tls_fails()
         return channel
 
     @asynccontextmanager
@@ -145,6 +152,28 @@ class Connection:
             await self._conversation.close()
         if self._channel is not None:
             await self._channel.close()
+
+    def _make_channel(self, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options)
+        options = options + channel_options(self._server_name)
+        return grpc.aio.secure_channel(self.target, self._credentials, options)
+
+    async def _raise_if_tls_fails(self) -> None:
+        """Raises ConnectionLost if a first attempt is told of a failed handshake.
+
+        gRPC tells what happened at the address that it tried last. `localhost` has two, and on one of them
+        nobody listens; only of a first attempt, with nothing remembered, is the last one IPv4's.
+        """
+        channel = self._make_channel([("grpc.use_local_subchannel_pool", 1)])
+        try:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+            await check(b"", timeout=ATTEMPT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if explain_handshake(error.details() or ""):
+                raise from_rpc_error(error) from None
+        finally:
+            await channel.close()
 
     async def _start_predict(self) -> PredictCall:
         channel = await self.connected()

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
+from cellstream.client.tls import explain_handshake
 from cellstream.errors import (
     BY_REASON,
     CapacityError,
@@ -93,6 +94,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CellstreamError:
     if status is not None:
         return from_status(status)
     code, text = error.code(), error.details() or ""
+    if hint := explain_handshake(text):
+        return ConnectionLost(f"{hint} ({text})", code=code.name, tls=hint)
     if code in _CONNECTION_CODES:
         return ConnectionLost(f"{text or 'the connection broke'} ({code.name})", code=code.name)
     if code is StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:

@@ -189,7 +189,7 @@ class Engine:
     @property
     def oldest_received_at(self) -> float | None:
         """When the oldest of the feeds that wait for their first token was received; None if none does."""
-        waiting = list(self._scheduler.waiting.values())  # at once: a scrape asks from a thread of its own
+        waiting = self._scheduler.waiting.values()
         return min((feed.received_at for feed in waiting if not feed.applied), default=None)
 
     def submit(self, feed: Feed) -> None:

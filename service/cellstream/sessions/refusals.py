@@ -65,6 +65,14 @@ def draining(settings: Settings) -> Draining:
     )
 
 
+def drained(settings: Settings) -> Draining:
+    """The server is going away, and a stream that was open ends."""
+    return Draining(
+        "the server is going away; all positions that it told are final.",
+        retry_after_seconds=settings.retry_after_seconds,
+    )
+
+
 def queue_timeout(settings: Settings) -> QueueTimeout:
     """A feed waited its longest."""
     return QueueTimeout(

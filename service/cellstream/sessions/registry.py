@@ -161,34 +161,37 @@ class Registry:
         handle = stream.handles.get(number)
         if handle is None or handle.closing:
             stream.listener.rejected(number, queued, self._not_in_use(stream, number))
+            stream.listener.applied(queued.size)
             return
-        stream.queued_tokens += queued.size
+        stream.unapplied_bytes += queued.size
         if handle.current is None and not handle.queue and handle.session is not None:
             self._start(handle, handle.session, queued)
         else:
             handle.enqueue(queued)
 
-    def reset(self, stream: Stream, number: int) -> None:
-        """Queue a reset; answered by an event."""
+    def reset(self, stream: Stream, number: int, size: int) -> None:
+        """Queue a reset, `size` bytes of its message; answered by an event."""
         handle = stream.handles.get(number)
         if handle is None or handle.closing:
             error = self._not_in_use(stream, number)
             stream.listener.event(number, life.Cause.RESET, 0, error)
+            stream.listener.applied(size)
             return
-        handle.enqueue(QueuedReset())
-        stream.queued_tokens += 1
+        stream.unapplied_bytes += size
+        handle.enqueue(QueuedReset(size))
         self._advance(handle)
 
-    def close(self, stream: Stream, number: int, keep: bool) -> None:
-        """Queue a close; answered by an event."""
+    def close(self, stream: Stream, number: int, keep: bool, size: int) -> None:
+        """Queue a close, `size` bytes of its message; answered by an event."""
         handle = stream.handles.get(number)
         if handle is None or handle.closing:
             error = self._not_in_use(stream, number)
             stream.listener.event(number, life.Cause.KEPT if keep else life.Cause.CLOSED, 0, error)
+            stream.listener.applied(size)
             return
         handle.closing = True
-        handle.enqueue(QueuedClose(keep))
-        stream.queued_tokens += 1
+        stream.unapplied_bytes += size
+        handle.enqueue(QueuedClose(keep, size))
         self._advance(handle)
 
     # ------------------------------------------------------------ seen from outside a stream
@@ -236,8 +239,8 @@ class Registry:
         """End what has waited or been idle too long, as of now."""
         now = self._clock()
         for stream in list(self.streams):
-            # What waits is counted, a feed as one token at least: 100,000 idle handles need no asking.
-            if not stream.queued_tokens:
+            # What waits is counted, a feed as one byte at least: 100,000 idle handles need no asking.
+            if not stream.unapplied_bytes:
                 continue
             for handle in list(stream.handles.values()):
                 if handle.current is not None or handle.queue:
@@ -246,13 +249,18 @@ class Registry:
         self._endings.forget(now)
 
     def drain(self) -> None:
-        """End everything: queued feeds end with Draining, one event tells each handle its final position.
+        """End every session: queued feeds end with Draining, one event tells each handle its final position.
 
         Opens are refused from now on, those too that wait for a Close.
         """
         self.draining = True
         for session in list(self):
             self._end(session, life.Event.DRAIN, life.Cause.DRAINING, refusals.draining(self._settings))
+
+    def end_streams(self) -> None:
+        """End every stream, once it has sent what is pending."""
+        for stream in list(self.streams):
+            stream.listener.drained(refusals.drained(self._settings))
 
     def _time_out(self, handle: Handle, now: float) -> None:
         """Fail the handle's feeds that have waited their longest for their first token."""
@@ -366,15 +374,13 @@ class Registry:
         listener.refused(handle.number, session_id, error)
         for queued in handle.queue:
             if isinstance(queued, QueuedFeed):
-                stream.queued_tokens -= queued.size
                 listener.rejected(handle.number, queued, error)
             elif isinstance(queued, QueuedReset):
-                stream.queued_tokens -= 1
                 listener.event(handle.number, life.Cause.RESET, 0, error)
             elif isinstance(queued, QueuedClose):
-                stream.queued_tokens -= 1
                 cause = life.Cause.KEPT if queued.keep else life.Cause.CLOSED
                 listener.event(handle.number, cause, 0, error)
+            stream.paid(queued.size)
         handle.queue = ()
 
     # ------------------------------------------------------------ the queue of a handle
@@ -393,7 +399,6 @@ class Registry:
             if isinstance(queued, QueuedFailure):
                 handle.failed = True
                 continue
-            stream.queued_tokens -= 1
             if isinstance(queued, QueuedReset):
                 session.served.engine.reset(session.slot)
                 handle.failed = False
@@ -401,6 +406,7 @@ class Registry:
                 stream.listener.event(handle.number, life.Cause.RESET, 0, None)
             else:
                 self._close(handle, session, queued.keep)
+            stream.paid(queued.size)
 
     def _start(self, handle: Handle, session: Session, queued: QueuedFeed) -> None:
         """Check a feed whole, and give it to the engine."""
@@ -443,30 +449,44 @@ class Registry:
         if progress.error is not None:
             handle.failed = True
             self._log_failure(handle, queued, progress.error)
-        try:
-            handle.stream.listener.result(handle, queued, progress)
-        except Exception as unforeseen:  # the answer cannot be given, so the feed ends here, and says so
-            session.served.engine.withdraw(feed)
-            mistake = InternalError.with_new_id()
-            mistake.__cause__ = unforeseen
-            handle.current = handle.feed = None
-            handle.failed = True
-            self._fail(handle, queued, mistake)
-            self._touch(session)
-            self._advance(handle)
-            raise
+        handle.stream.listener.result(handle, queued, progress)
         if progress.done or feed.finished:
             handle.current = handle.feed = None
-            handle.stream.queued_tokens -= queued.size
+            handle.stream.paid(queued.size)
             self._touch(session)
             if handle.queue:
                 self._advance(handle)
 
+    def fail_answer(
+        self, stream: Stream, number: int, queued: QueuedFeed, cause: Exception
+    ) -> CellstreamError:
+        """End a feed, if it still runs, because its answer cannot be told; what it applied stays applied.
+
+        Returns:
+            What the client is told; the log has the cause.
+        """
+        mistake = InternalError.with_new_id()
+        mistake.__cause__ = cause
+        handle = stream.handles.get(number)
+        if handle is None:
+            log.error("feed_failed", feed=queued.id, exc_info=cause, **mistake.values)
+            return mistake
+        self._log_failure(handle, queued, mistake)
+        if handle.current is queued:
+            if handle.feed is not None and handle.session is not None:
+                handle.session.served.engine.withdraw(handle.feed)
+                self._touch(handle.session)
+            handle.current = handle.feed = None
+            handle.failed = True
+            stream.paid(queued.size)
+            self._advance(handle)
+        return mistake
+
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
-        handle.stream.queued_tokens -= queued.size
         self._log_failure(handle, queued, error)
         failed = Progress(position=handle.position, done=True, error=error)
         handle.stream.listener.result(handle, queued, failed)
+        handle.stream.paid(queued.size)
 
     def _log_failure(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
         """Log a feed's failure: aloud what an operator can mend, else only for who looks for it.
@@ -522,11 +542,7 @@ class Registry:
         """Take the handle from its stream, in silence; its session has no writer then."""
         stream, session = handle.stream, handle.session
         del stream.handles[handle.number]
-        for queued in (handle.current, *handle.queue):
-            if isinstance(queued, QueuedFeed):
-                stream.queued_tokens -= queued.size
-            elif isinstance(queued, QueuedReset | QueuedClose):
-                stream.queued_tokens -= 1
+        owed = sum(queued.size for queued in (handle.current, *handle.queue) if queued is not None)
         if session is not None:
             if handle.feed is not None:
                 session.served.engine.withdraw(handle.feed)
@@ -534,6 +550,8 @@ class Registry:
             self.held[session.served] -= 1
         handle.current = handle.feed = None
         handle.queue = ()
+        if owed:
+            stream.paid(owed)
         return session
 
     def _move(self, session: Session, event: life.Event) -> None:

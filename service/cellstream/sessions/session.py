@@ -59,7 +59,7 @@ class QueuedFeed:
         id: The client's number.
         position: How many tokens the client holds to be applied before these; None: it does not say.
         received_at: When its message was read, seconds of the server's clock.
-        size: About how many tokens it has, at least 1, for the stream's bound.
+        size: Its share of its message's bytes, at least 1: what the stream owes until the feed is over.
     """
 
     id: int
@@ -85,17 +85,22 @@ class QueuedFeed:
 class QueuedReset:
     """A reset in a handle's queue."""
 
+    size: int
+
 
 @dataclass(frozen=True, slots=True)
 class QueuedClose:
     """A close in a handle's queue; nothing follows it."""
 
     keep: bool
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedFailure:
     """The place of a feed that failed while it waited: what follows must say its position."""
+
+    size: int = 0
 
 
 Queued = QueuedFeed | QueuedReset | QueuedClose | QueuedFailure
@@ -202,6 +207,12 @@ class Listener(Protocol):
     def event(self, number: int, cause: life.Cause, position: int, error: CellstreamError | None) -> None:
         """Something happened to a session, or a reset or close could not be done."""
 
+    def applied(self, size: int) -> None:
+        """So many bytes of what was read are applied, or failed."""
+
+    def drained(self, error: CellstreamError) -> None:
+        """The server is going away: the stream ends with this error once it has sent what is pending."""
+
 
 class Stream:
     """One client's stream, as the registry sees it.
@@ -210,26 +221,28 @@ class Stream:
         listener: Who reads its answers.
         handles: Those in use, by number.
         former: Why handles that were in use no longer are; what their late feeds are told.
-        queued_tokens: How many tokens have been read and are not applied.
+        unapplied_bytes: How many bytes of messages have been read and are not applied; 0: all that was read
+            is answered.
         paused: Its feeds are not scheduled, because its client does not read.
     """
 
-    __slots__ = ("former", "handles", "listener", "paused", "queued_tokens")
+    __slots__ = ("former", "handles", "listener", "paused", "unapplied_bytes")
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.handles: dict[int, Handle] = {}
         self.former: dict[int, CellstreamError] = {}
-        self.queued_tokens = 0
+        self.unapplied_bytes = 0
         self.paused = False
 
-    @property
-    def idle(self) -> bool:
-        """Whether all that was read is answered."""
-        return all(
-            handle.session is not None and handle.current is None and not handle.queue
-            for handle in self.handles.values()
-        )
+    def __repr__(self) -> str:
+        paused = ", paused" if self.paused else ""
+        return f"<Stream: {len(self.handles)} handles, {self.unapplied_bytes} bytes unapplied{paused}>"
+
+    def paid(self, size: int) -> None:
+        """Count bytes of what was read as applied."""
+        self.unapplied_bytes -= size
+        self.listener.applied(size)
 
     def remember(self, number: int, error: CellstreamError, most: int) -> None:
         """Remember why a handle is no longer in use; the oldest of too many is forgotten."""

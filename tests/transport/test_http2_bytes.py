@@ -1,0 +1,166 @@
+"""However the bytes are cut and however often `events` is asked, the same comes of them."""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+
+import h2.config
+import h2.connection
+import h2.settings
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.transport import raw_client as raw
+from tests.transport.raw_client import ANY_BUDGET, PREFACE, plain
+from tests.transport.test_http2_h2spec import CASES
+
+from cellstream.settings import Settings
+from cellstream.transport.http2 import Connection
+
+LIMITS = {"connection_streams_max": 2}
+
+
+@functools.cache
+def conversation() -> bytes:
+    """Return what h2 sends as a client that uses every kind of frame, 16 KiB of data included."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/a/B"),
+        (":authority", "a"),
+        ("te", "trailers"),
+    ]
+    for stream_id in (1, 3):
+        client.send_headers(stream_id, [*fields, ("number", str(stream_id))], priority_weight=7)
+        client.send_data(stream_id, b"\0\0\0\0\5hello", pad_length=9)
+    client.send_data(1, bytes(16384))
+    client.send_headers(1, [("some", "trailer")], end_stream=True)
+    client.increment_flow_control_window(1000)
+    client.increment_flow_control_window(70_000, 3)
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20})
+    client.ping(b"12345678")
+    client.prioritize(3, weight=99)
+    client.reset_stream(3)
+    client.send_headers(5, [*fields, ("long", "x" * 40_000)], end_stream=True)  # three frames
+    client.close_connection()
+    return client.data_to_send()
+
+
+def run(pieces: list[bytes], budget: int = ANY_BUDGET) -> tuple[list[tuple[object, ...]], bytes]:
+    """Return the events and the output of a connection that receives these pieces."""
+    connection = Connection(Settings(**LIMITS, header_block_bytes_max=1 << 17), lambda: 0.0)
+    events = []
+    for piece in pieces:
+        connection.receive(piece)
+        events += connection.events(budget)
+        while connection.has_input:
+            events += connection.events(budget)
+    return plain(events), connection.take_output()
+
+
+@functools.cache
+def all_at_once() -> tuple[list[tuple[object, ...]], bytes]:
+    """Return what the conversation gives in one piece."""
+    return run([conversation()])
+
+
+def test_the_conversation_has_every_event_of_a_good_client() -> None:
+    """The conversation is worth comparing: every event that its frames can make is in it."""
+    events, _ = run([conversation()])
+    assert [name for name, *_ in events] == [
+        *("RequestReceived", "DataReceived") * 2,
+        "DataReceived",
+        "TrailersReceived",
+        "WindowOpened",
+        "WindowOpened",
+        "WindowOpened",
+        "StreamReset",
+        "RequestReceived",
+        "GoAwayReceived",
+    ]
+
+
+def test_one_byte_at_a_time() -> None:
+    """A whole conversation in pieces of one byte gives the same events and output as in one."""
+    whole = conversation()
+    assert run([bytes([byte]) for byte in whole]) == run([whole])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.section}: {case.title}")
+def test_one_byte_at_a_time_of_every_case(case) -> None:
+    """Faults too: the same code, after the same events, wherever the cut is."""
+    whole = b"".join((*([PREFACE, raw.settings(), raw.SETTINGS_ACK] if case.greet else []), *case.sent))
+    assert run([bytes([byte]) for byte in whole]) == run([whole])
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@given(cuts=st.lists(st.integers(0, len(conversation())), max_size=20), budget=st.integers(1, 40))
+def test_any_cuts_and_any_budget(cuts: list[int], budget: int) -> None:
+    """Cuts in any places, and any budget, change nothing."""
+    whole = conversation()
+    places = [0, *sorted(cuts), len(whole)]
+    pieces = [whole[start:stop] for start, stop in pairwise(places)]
+    assert run(pieces, budget) == all_at_once()
+
+
+def greeted() -> Connection:
+    """Return a connection whose preface is done."""
+    connection = Connection(Settings(), lambda: 0.0)
+    connection.receive(PREFACE + raw.settings() + raw.SETTINGS_ACK)
+    connection.events(ANY_BUDGET)
+    return connection
+
+
+def test_a_budget_is_spent_frame_by_frame() -> None:
+    """One frame is one unit; what is left over waits, and `has_input` says so."""
+    connection = greeted()
+    connection.receive(raw.headers(1) + raw.data(1, b"a") * 5)
+    assert len(connection.events(3)) == 3
+    assert connection.spent == 3
+    assert connection.has_input
+    assert len(connection.events(3)) == 3
+    assert not connection.has_input
+    assert connection.events(3) == []
+    assert connection.spent == 0
+
+
+def test_a_header_block_costs_a_unit_for_each_kib() -> None:
+    """A block of 8 KiB costs as much as nine frames, so that blocks cannot hold the turn."""
+    connection = greeted()
+    large = raw.REQUEST + b"".join(raw.field(b"n%d" % number, bytes([65]) * 120) for number in range(63))
+    connection.receive(raw.headers(1, large))
+    connection.events(ANY_BUDGET)
+    assert connection.spent == 1 + len(large) // 1024 == 8
+
+
+def test_no_budget_reads_nothing() -> None:
+    """With nothing to spend, nothing is read and nothing is lost."""
+    connection = greeted()
+    connection.receive(raw.headers(1))
+    assert connection.events(0) == []
+    assert connection.has_input
+    assert len(connection.events(1)) == 1
+
+
+def test_a_part_of_a_frame_is_no_input() -> None:
+    """`has_input` is about whole frames: it would otherwise spin on a frame that is still to come."""
+    connection = greeted()
+    request = raw.headers(1)
+    for at in range(len(request)):
+        assert not connection.has_input
+        connection.receive(request[at : at + 1])
+    assert connection.has_input
+
+
+def test_nothing_is_read_after_a_fault() -> None:
+    """After GOAWAY the rest is dropped: it holds no memory and makes no events."""
+    connection = greeted()
+    connection.receive(raw.frame(raw.PING, 0, 1, bytes(8)) + raw.headers(1))
+    assert [name for name, *_ in plain(connection.events(ANY_BUDGET))] == ["ConnectionFailed"]
+    connection.receive(raw.headers(1))
+    assert not connection.has_input
+    assert connection.events(ANY_BUDGET) == []
