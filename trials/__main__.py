@@ -13,8 +13,16 @@ from trials.server import ROOT
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 RESULTS = ROOT / "trials" / "results"
 
-Transport = Annotated[Literal["native", "grpcio"], typer.Option(help="The server's transport.")]
+Transport = Annotated[
+    Literal["native", "grpcio", "none"],
+    typer.Option(help="The server's transport; none: of a tree that has no such setting."),
+]
 Tree = Annotated[Path, typer.Option(help="The source tree whose server is tried.")]
+
+
+@app.callback()
+def trials() -> None:
+    """Trials of a running server; see `make help`."""
 
 
 @app.command()

@@ -116,7 +116,7 @@ def serving(
         log: Where its log goes.
         tree: The source tree whose server it is.
         cores: The CPU cores it may use; None: all.
-        **settings: Its settings, beside the defaults.
+        **settings: Its settings, beside the defaults; None is left out.
 
     Raises:
         RuntimeError: It did not start; the message has its log.

@@ -276,6 +276,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="For a person, or for a collector."
     )
+    log_buffer_bytes_max: PositiveInt = Field(
+        default=1 << 20,
+        description="Bytes of log lines that standard error has not taken, some thousand lines; beyond it lines "
+        "are dropped and counted. Against: a reader of the log that stops reading.",
+    )
 
 
 def load_settings(

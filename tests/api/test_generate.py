@@ -6,6 +6,7 @@ likely next byte goes round in `ROUND`. So what it says is known beforehand, cha
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cellstream.cells.config import StackConfig
 from cellstream.export.writing import write_version
 from cellstream.text import ByteTokenizer
 from cellstream.v1 import prediction_pb2 as pb
-from cellstream.v1 import session_pb2
+from cellstream.v1 import prediction_pb2_grpc, session_pb2
 
 ROUND = "né€😀."
 """Eleven bytes, all different; characters of one to four of them."""
@@ -333,3 +334,46 @@ async def test_a_failed_generation_leaves_a_named_session_as_it_was(front: Any) 
     request = session_pb2.GetSessionRequest(session_id="alice")
     session = (await front.session.GetSession(request)).session
     assert (session.position, session.held) == (5, False)
+
+
+SMALL_WINDOW = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+"""A client with these takes a few KiB that nobody has read, in place of four MiB."""
+
+
+async def test_a_client_that_does_not_read_stops_its_generation(serve: Any) -> None:
+    """What is made waits up to the stream's bound; then nothing more is made, and others are served."""
+    bound = 4 * 1024
+    front = await serve(stream_outbox_bytes_max=bound)
+    async with grpc.aio.insecure_channel(front.running.target, SMALL_WINDOW) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        call = stub.Generate(pb.GenerateRequest(text="a", max_tokens=12_000, seed=1))
+        await front.until(lambda: any(stream.paused for stream in front.registry.streams))
+        (stream,) = front.registry.streams
+        assert front.engine().waiting == 0
+        assert stream.listener._flow.unsent_bytes < bound + 64 * 32, "the bound, and what one call may add"
+        assert [piece.position for piece in await front.generate(text="b", max_tokens=5, seed=1)][-1] == 6
+        ids = [token async for response in call for token in response.ids]
+        assert len(ids) == 12_000
+    alone = await front.generate(text="a", max_tokens=12_000, seed=1)
+    assert [token for response in alone for token in response.ids] == ids
+
+
+async def test_all_streams_share_one_bound(serve: Any) -> None:
+    """Above it no stream has more than its share, so many that do not read take little more than one."""
+    total = 16 * 1024
+    front = await serve(buffered_bytes_max=total)
+    async with AsyncExitStack() as stack:
+        for number in range(8):
+            channel = await stack.enter_async_context(
+                grpc.aio.insecure_channel(front.running.target, SMALL_WINDOW)
+            )
+            stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+            call = stub.Generate(pb.GenerateRequest(text="a", max_tokens=12_000, seed=number))
+            stack.callback(call.cancel)
+        await front.until(
+            lambda: len(front.registry.streams) == 8 and all(one.paused for one in front.registry.streams)
+        )
+        unsent = [stream.listener._flow.unsent_bytes for stream in front.registry.streams]
+        assert sum(unsent) <= 2 * total + 8 * 64 * 32
+        assert [piece.position for piece in await front.generate(text="b", max_tokens=5, seed=1)][-1] == 6
+    await front.until(lambda: not front.registry.streams)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.api.call_in_memory import CallInMemory
 
 from cellstream.api.health import LISTED_MAX, REQUEST_BYTES_MAX, Health
@@ -24,6 +25,9 @@ from cellstream.transport.call import OK, Code, Why
 Response = health_pb2.HealthCheckResponse
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = Response.SERVING, Response.NOT_SERVING, Response.SERVICE_UNKNOWN
 LISTING = message_class("grpc.health.v1.HealthListResponse")
+
+SECONDS = 20.0
+"""Longer than anything takes."""
 
 
 @pytest.fixture
@@ -203,16 +207,23 @@ def test_a_name_that_is_no_utf_8_is_refused(health: Health) -> None:
 # ---------------------------------------------------------------- through a server
 
 
-async def test_a_client_of_others_is_told_of_a_drain(front: Any) -> None:
-    """The published stubs against our handlers: SERVING, then NOT_SERVING, then an end of the call."""
+async def test_a_drain_tells_watches_and_waits_for_none(serve: Any) -> None:
+    """The published stubs against our handlers; nor does a call of reflection that asks nothing more."""
+    front = await serve(drain_seconds=3600.0)
     watch = health_pb2_grpc.HealthStub(front.channel).Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == SERVING
-    stopping = asyncio.create_task(front.server.stop())
-    assert (await watch.read()).status == NOT_SERVING
-    with pytest.raises(grpc.aio.AioRpcError) as ended:
-        await watch.read()
-    assert ended.value.code() is StatusCode.UNAVAILABLE
-    await stopping
+    reflection = reflection_pb2_grpc.ServerReflectionStub(front.channel).ServerReflectionInfo()
+    await reflection.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    assert (await reflection.read()).list_services_response.service
+    async with asyncio.timeout(SECONDS):
+        stopping = asyncio.create_task(front.server.stop())
+        assert (await watch.read()).status == NOT_SERVING
+        for call in (watch, reflection):
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call.read()
+            assert ended.value.code() is StatusCode.UNAVAILABLE
+            assert "going away" in (ended.value.details() or "")
+        await stopping
 
 
 async def test_an_unknown_service_is_not_found_on_the_wire(front: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
     import logging, structlog
     from cellstream.cli import logs
-    logs.configure({level!r}, {form!r})
+    logs.configure({level!r}, {form!r}, 1 << 20)
     log = structlog.get_logger("cellstream.api")
 
     def fails(tokens):

@@ -186,7 +186,7 @@ async def test_a_server_that_is_not_there_has_nothing_to_do_with_tls(authority: 
 
 
 async def test_a_call_that_waits_for_a_connection_is_told_too(listen: Listen, localhost: Identity) -> None:
-    """`localhost` has an address where nobody listens; later attempts tell of that one, and TLS is forgotten."""
+    """`localhost` has an address where nobody listens, of which gRPC tells when it has tried again."""
     target = await listen(localhost)
     async with Client(target, settings=ClientSettings(connect_timeout_seconds=0.3)) as client:
         with pytest.raises(ConnectionLost, match="it may speak TLS"):

@@ -1,4 +1,4 @@
-"""One connection in memory: `h2` as the client, our `http2.py` and `grpc.py` as the server, and manual time."""
+"""One connection in memory: `h2` is the client, our `http2.py` and `grpc.py` the server; time is manual."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from tests.transport.grpc_service import Log, make_service
 
 from cellstream.settings import Settings
 from cellstream.transport.call import Peer
 from cellstream.transport.grpc import GrpcConnection, Totals
 from cellstream.transport.http2 import Connection
-from tests.transport.grpc_service import Log, make_service
 
 HEADERS = {":method": "POST", ":scheme": "http", ":authority": "test", "content-type": "application/grpc"}
 ANY_BUDGET = 1 << 30
@@ -113,9 +113,9 @@ class Memory:
     """A client and a server that share no socket.
 
     Args:
-        window: The client's initial send-to-client window, if not HTTP/2's.
+        window: The client's INITIAL_WINDOW_SIZE, if not HTTP/2's own.
         header_list_bytes_max: The client's MAX_HEADER_LIST_SIZE.
-        totals: Of another connection, to be on the same server.
+        server: Another connection to the same server.
         **settings: Of the server.
     """
 
@@ -143,12 +143,12 @@ class Memory:
             h2.config.H2Configuration(client_side=True, header_encoding="latin-1")
         )
         codes = h2.settings.SettingCodes
-        told = {}
+        told = {codes.ENABLE_PUSH: 0}
         if window is not None:
             told[codes.INITIAL_WINDOW_SIZE] = window
         if header_list_bytes_max is not None:
             told[codes.MAX_HEADER_LIST_SIZE] = header_list_bytes_max
-        self.client.local_settings.update(told)
+        self.client.local_settings = h2.settings.Settings(client=True, initial_values=told)
         self.client.initiate_connection()
         self.answers: dict[int, Answer] = {}
         self.order: list[tuple[int, int]] = []  # (stream, size) of each DATA frame that came
@@ -192,7 +192,12 @@ class Memory:
                 self.goaway = int(event.error_code)
 
     def open(
-        self, path: str = "/test.Test/Echo", *, end: bool = False, raw: Iterable[tuple[Any, Any]] = (), **headers: str
+        self,
+        path: str = "/test.Test/Echo",
+        *,
+        end: bool = False,
+        raw: Iterable[tuple[Any, Any]] = (),
+        **headers: str,
     ) -> int:
         """Begin a call; underscores in names of headers stand for dashes. It returns the stream's number."""
         stream = self.client.get_next_available_stream_id()

@@ -113,9 +113,10 @@ class Conversation(RuleBasedStateMachine):
         """Move all windows of the server at once, below zero too."""
         self.client.set_initial_window(size)
 
+    @precondition(lambda self: self.client.pings == self.pings_sent)
     @rule(number=st.integers(0, 255))
     def client_pings(self, number: int) -> None:
-        """Send a PING, not too soon."""
+        """Send a PING, not too soon after the one before has come."""
         self.now += 10.0
         self.client.ping(bytes([number]) * 8)
         self.pings_sent.append(bytes([number]) * 8)
@@ -305,7 +306,8 @@ class Conversation(RuleBasedStateMachine):
                 assert window == WINDOW_BYTES - stream.held_bytes
                 assert stream.held_bytes == self.server_held[stream.id] + stream.owed_bytes
             if not stream.send_ended:
-                assert self.client.receive_room(stream.id) == self.server.room(stream)
+                # libnghttp2 calls a negative window 0.
+                assert max(0, self.client.receive_room(stream.id)) == max(0, self.server.room(stream))
 
 
 class WithH2(Conversation):
@@ -322,5 +324,6 @@ class WithNghttp2(Conversation):
 
 TestWithH2 = WithH2.TestCase
 TestWithNghttp2 = WithNghttp2.TestCase
-for case in (TestWithH2, TestWithNghttp2):
-    case.settings = hypothesis.settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestWithH2.settings = TestWithNghttp2.settings = hypothesis.settings(
+    max_examples=40, stateful_step_count=40, deadline=None
+)

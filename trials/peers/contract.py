@@ -124,9 +124,9 @@ class Peer:
         assert not set(self.cells) & set(self.lacks)
 
 
-def opening(session_id: str = "", model: str = "") -> pb.Open:
+def opening(session_id: str = "") -> pb.Open:
     """Open handle 0, answering with the likeliest token."""
-    return pb.Open(handle=0, session_id=session_id, model=model, answer=pb.Answer(top_k=1))
+    return pb.Open(handle=0, session_id=session_id, answer=pb.Answer(top_k=1))
 
 
 def conversation() -> list[pb.PredictRequest]:
@@ -148,7 +148,7 @@ def large_request() -> pb.PredictRequest:
     """A message of 3 MB: one feed of FRAMES frames, every number finite and none zero."""
     numbers = np.linspace(-1, 1, FRAMES * FEATURES, dtype="<f4") + np.float32(0.01)
     feed = pb.Feed(values=pb.Values(data=numbers.tobytes()))
-    request = pb.PredictRequest(opens=[opening(model=FRAME_MODEL)], feeds=[feed])
+    request = pb.PredictRequest(opens=[pb.Open(handle=0, model=FRAME_MODEL)], feeds=[feed])
     assert request.ByteSize() > 3_000_000
     return request
 

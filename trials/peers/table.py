@@ -87,11 +87,9 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
     write_models(models)
     certificates = make_certificates(scratch)
     own = {"tls_cert": certificates.server_cert, "tls_key": certificates.server_key}
-    settings: dict[Security, dict[str, Path]] = {
-        "plain": {},
-        "TLS": own,
-        "mutual TLS": own | {"tls_client_ca": certificates.authority},
-    }
+    settings: dict[Security, dict[str, Path]] = {"plain": {}}
+    if transport != "none":  # that tree has no TLS either
+        settings |= {"TLS": own, "mutual TLS": own | {"tls_client_ca": certificates.authority}}
     answers = Oracle(models).answers(text.encode() for text in CONVERSATION)
     with ExitStack() as stack:
         endpoints: dict[Security, Endpoint] = {}
@@ -101,7 +99,7 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
                     models,
                     scratch / f"server{number}.log",
                     tree=tree,
-                    transport=transport,
+                    transport=None if transport == "none" else transport,
                     default_model="tiny",
                     **given,
                 )

@@ -93,8 +93,12 @@ class Transport(Protocol):
         """Serve on until no call is open or the time is over, then close everything."""
 
 
-def serve(settings: Settings) -> bool:
+def serve(settings: Settings, *, log_lines_dropped: Callable[[], int] = int) -> bool:
     """Serve until SIGTERM, SIGINT or SIGHUP, then drain and return.
+
+    Args:
+        settings: The settings.
+        log_lines_dropped: Returns how many log lines were lost, for a metric.
 
     Returns:
         Whether all is done. If not, it was stopped while a thread was loading a model: leave by `os._exit`,
@@ -104,16 +108,16 @@ def serve(settings: Settings) -> bool:
         SetupError: It cannot be started.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, log_lines_dropped))
 
 
-async def _serve(settings: Settings) -> bool:
+async def _serve(settings: Settings, log_lines_dropped: Callable[[], int]) -> bool:
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in STOP_SIGNALS:  # before the models are loaded: that may take minutes
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has SIGHUP
             loop.add_signal_handler(number, told.set)
-    starting = asyncio.create_task(Server.start(settings))
+    starting = asyncio.create_task(Server.start(settings, log_lines_dropped=log_lines_dropped))
     stop_asked = asyncio.create_task(told.wait())
     await asyncio.wait((starting, stop_asked), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -183,6 +187,7 @@ class Server:
         *,
         clock: Callable[[], float] = time.perf_counter,
         wall_clock: Callable[[], float] = time.time,
+        log_lines_dropped: Callable[[], int] = int,
     ) -> Server:
         """Bind, load every model, then listen.
 
@@ -200,7 +205,7 @@ class Server:
             metrics = Metrics(metrics_registry)
             catalogue = await _load_catalogue(settings, metrics, clock)
             server = cls(settings, catalogue, metrics, sockets, clock, wall_clock)
-            metrics.watch(server._census)
+            metrics.watch(lambda: server._census(log_lines_dropped()))
             server._pages = PageServer(settings, server._make_pages(metrics_registry), page_sockets)
             await server._listen()
         except BaseException:
@@ -293,10 +298,11 @@ class Server:
 
         return {"/metrics": metrics, "/healthz": healthz}
 
-    def _census(self) -> Census:
+    def _census(self, log_lines_dropped: int) -> Census:
         return Census(
             streams=len(self.registry.streams),
             draining=self.registry.draining,
+            log_lines_dropped=log_lines_dropped,
             models=[self._model_census(served) for served in self._catalogue],
         )
 

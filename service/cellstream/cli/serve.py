@@ -108,16 +108,19 @@ def command(
         else:
             _print_settings(settings, sources, found)
         return
-    logs.configure(settings.log_level, settings.log_format)
+    log = logs.configure(settings.log_level, settings.log_format, settings.log_buffer_bytes_max)
     from cellstream.api import serve
 
     try:
-        serve(settings)
+        done = serve(settings, log_lines_dropped=lambda: log.lines_dropped)
     except SettingsInvalid as error:
         # Only here is known where a setting came from; a file in the working directory is easily forgotten.
         if (source := sources.get(str(error.values.get("setting")), "default")) == "default":
             raise
         raise SettingsInvalid(f"{error.message} It was set by {source}.", **error.values) from error
+    if not done:
+        log.close()
+        os._exit(0)  # see `serve`
 
 
 def _print_settings(settings: Settings, sources: dict[str, str], file: Path | None) -> None:

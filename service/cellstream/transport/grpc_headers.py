@@ -32,6 +32,7 @@ _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NOT_CUSTOM = frozenset({b"content-type", b"te"})
 _UNRESERVED = frozenset(range(0x20, 0x7F)) - {ord("%")}
+_UNRESERVED_AT_ENDS = _UNRESERVED - {ord(" ")}
 _ENTRY_BYTES = 32
 """What HTTP/2 adds for each entry when it counts a header list (RFC 9113, section 6.5.2)."""
 
@@ -227,14 +228,20 @@ def _trailers(status: Status, bytes_left: int) -> bytes:
 
 
 def percent_encode(text: str, bytes_max: int) -> bytes:
-    """Return UTF-8 with all but printable ASCII, and `%` itself, as `%XX`; cut after a whole character."""
-    if len(text) <= bytes_max and text.isascii() and text.isprintable() and "%" not in text:
+    """Return UTF-8 with all but printable ASCII, and `%` itself, as `%XX`; cut after a whole character.
+
+    Spaces at the ends are encoded too: a header's value may not have them (RFC 9113, section 8.2.1).
+    """
+    is_plain = text.isascii() and text.isprintable() and "%" not in text and text == text.strip()
+    if is_plain and len(text) <= bytes_max:
         return text.encode()
     out = bytearray()
-    for character in text:
+    last = len(text) - 1
+    for index, character in enumerate(text):
         encoded = character.encode("utf-8", "replace")
-        piece = b"".join(bytes((byte,)) if byte in _UNRESERVED else b"%%%02X" % byte for byte in encoded)
+        kept = _UNRESERVED if 0 < index < last else _UNRESERVED_AT_ENDS
+        piece = b"".join(bytes((byte,)) if byte in kept else b"%%%02X" % byte for byte in encoded)
         if len(out) + len(piece) > bytes_max:
             break
         out += piece
-    return bytes(out)
+    return bytes(out).rstrip(b" ")
