@@ -325,5 +325,5 @@ class WithNghttp2(Conversation):
 TestWithH2 = WithH2.TestCase
 TestWithNghttp2 = WithNghttp2.TestCase
 TestWithH2.settings = TestWithNghttp2.settings = hypothesis.settings(
-    max_examples=40, stateful_step_count=40, deadline=None
+    max_examples=150, stateful_step_count=40, deadline=None
 )

@@ -38,90 +38,85 @@ def port_of(bound: list[socket.socket]) -> int:
     return int(bound[0].getsockname()[1])
 
 
-def test_it_binds_and_does_not_listen_yet() -> None:
-    bound = bind("127.0.0.1", 0)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port_of(bound)))
-    listen(bound)
-    socket.create_connection(("127.0.0.1", port_of(bound))).close()
-    for one in bound:
-        one.close()
+class TestTcp:
+    """Addresses and ports."""
 
+    def test_it_binds_and_does_not_listen_yet(self) -> None:
+        bound = bind("127.0.0.1", 0)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port_of(bound)))
+        listen(bound)
+        socket.create_connection(("127.0.0.1", port_of(bound))).close()
+        for one in bound:
+            one.close()
 
-def test_a_port_on_which_somebody_listens_is_found_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(PortInUse) as refused:
-            bind("127.0.0.1", other.getsockname()[1], what="metrics_port")
-        assert str(other.getsockname()[1]) in refused.value.message
-        assert refused.value.values["setting"] == "metrics_port"
+    def test_a_port_on_which_somebody_listens_is_found_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            with pytest.raises(PortInUse) as refused:
+                bind("127.0.0.1", other.getsockname()[1], what="metrics_port")
+            assert str(other.getsockname()[1]) in refused.value.message
+            assert refused.value.values["setting"] == "metrics_port"
 
+    def test_of_two_that_start_at_once_the_second_to_listen_is_refused(self) -> None:
+        first = bind("127.0.0.1", 0)
+        second = bind("127.0.0.1", port_of(first))
+        listen(second)
+        with pytest.raises(PortInUse):
+            listen(first)
+        for one in first + second:
+            one.close()
 
-def test_of_two_that_start_at_once_the_second_to_listen_is_refused() -> None:
-    first = bind("127.0.0.1", 0)
-    second = bind("127.0.0.1", port_of(first))
-    listen(second)
-    with pytest.raises(PortInUse):
+    def test_a_port_can_be_bound_again_at_once(self) -> None:
+        """The connections of the server before wait in TIME_WAIT for a minute."""
+        bound = bind("127.0.0.1", 0)
+        listen(bound)
+        port = port_of(bound)
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = bound[0].accept()
+        accepted.close()  # first, so that TIME_WAIT is the server's
+        client.close()
+        bound[0].close()
+        bind("127.0.0.1", port)[0].close()
+
+    def test_a_port_is_shared_only_on_purpose(self) -> None:
+        first = bind("127.0.0.1", 0, reuse_port=True)
         listen(first)
-    for one in first + second:
-        one.close()
+        with pytest.raises(PortInUse):
+            bind("127.0.0.1", port_of(first))
+        second = bind("127.0.0.1", port_of(first), reuse_port=True)
+        listen(second)
+        for one in first + second:
+            one.close()
 
+    def test_all_addresses_of_a_name_have_one_port(self) -> None:
+        bound = bind("localhost", 0)
+        assert len({one.getsockname()[1] for one in bound}) == 1
+        assert len({one.family for one in bound}) == len(bound)
+        for one in bound:
+            one.close()
 
-def test_a_port_can_be_bound_again_at_once() -> None:
-    """The connections of the server before wait in TIME_WAIT for a minute."""
-    bound = bind("127.0.0.1", 0)
-    listen(bound)
-    port = port_of(bound)
-    client = socket.create_connection(("127.0.0.1", port))
-    accepted, _ = bound[0].accept()
-    accepted.close()  # first, so that TIME_WAIT is the server's
-    client.close()
-    bound[0].close()
-    bind("127.0.0.1", port)[0].close()
+    @needs_ipv6
+    def test_two_colons_are_both_families(self) -> None:
+        bound = bind("::", 0)
+        listen(bound)
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port_of(bound))).close()
+        bound[0].close()
 
+    @needs_ipv6
+    def test_another_ipv6_address_is_that_family_alone(self) -> None:
+        bound = bind("::1", 0)
+        listen(bound)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port_of(bound)))
+        bound[0].close()
 
-def test_a_port_is_shared_only_on_purpose() -> None:
-    first = bind("127.0.0.1", 0, reuse_port=True)
-    listen(first)
-    with pytest.raises(PortInUse):
-        bind("127.0.0.1", port_of(first))
-    second = bind("127.0.0.1", port_of(first), reuse_port=True)
-    listen(second)
-    for one in first + second:
-        one.close()
-
-
-def test_all_addresses_of_a_name_have_one_port() -> None:
-    bound = bind("localhost", 0)
-    assert len({one.getsockname()[1] for one in bound}) == 1
-    assert len({one.family for one in bound}) == len(bound)
-    for one in bound:
-        one.close()
-
-
-@needs_ipv6
-def test_two_colons_are_both_families() -> None:
-    bound = bind("::", 0)
-    listen(bound)
-    for host in ("127.0.0.1", "::1"):
-        socket.create_connection((host, port_of(bound))).close()
-    bound[0].close()
-
-
-@needs_ipv6
-def test_another_ipv6_address_is_that_family_alone() -> None:
-    bound = bind("::1", 0)
-    listen(bound)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port_of(bound)))
-    bound[0].close()
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.invalid", "", "a b", "x" * 300])
-def test_an_address_that_is_not_ours_names_its_setting(host: str) -> None:
-    with pytest.raises(SettingsInvalid) as refused:
-        bind(host, 0, what="metrics_port")
-    assert refused.value.values["setting"] == "metrics_host"
-    assert "metrics_host" in refused.value.message
+    @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.invalid", "", "a b", "x" * 300])
+    def test_an_address_that_is_not_ours_names_its_setting(self, host: str) -> None:
+        with pytest.raises(SettingsInvalid) as refused:
+            bind(host, 0, what="metrics_port")
+        assert refused.value.values["setting"] == "metrics_host"
+        assert "metrics_host" in refused.value.message
 
 
 class TestUnix:
@@ -187,6 +182,7 @@ class TestUnix:
 
 
 def test_a_peer_is_described() -> None:
+    """As `call.Peer` says."""
     assert describe(("127.0.0.1", 5)) == "127.0.0.1:5"
     assert describe(("::1", 5, 0, 0)) == "[::1]:5"
     assert describe("") == "unix:"

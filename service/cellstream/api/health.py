@@ -6,14 +6,14 @@ A Watch is told the newest status and none before it, so a client that reads slo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cellstream.api.parsing import parse
 from cellstream.api.standard_protos import HEALTH, message_class
+from cellstream.api.unary import unary
 from cellstream.errors import TooManyStreams
 from cellstream.settings import Settings
-from cellstream.transport.call import OK, Call, Code, Method, Status, Why
+from cellstream.transport.call import Call, Code, Method, Status, Why
 
 CheckRequest = message_class("grpc.health.v1.HealthCheckRequest")
 CheckResponse = message_class("grpc.health.v1.HealthCheckResponse")
@@ -57,8 +57,8 @@ class Health:
     def methods(self) -> dict[str, Method]:
         """The methods by path."""
         return {
-            f"/{HEALTH}/Check": Method(lambda call: _OneAnswer(call, self._check), one_request=True),
-            f"/{HEALTH}/List": Method(lambda call: _OneAnswer(call, self._list), one_request=True),
+            f"/{HEALTH}/Check": unary(CheckRequest, self._check, REQUEST_BYTES_MAX),
+            f"/{HEALTH}/List": unary(ListRequest, self._list, REQUEST_BYTES_MAX),
             f"/{HEALTH}/Watch": Method(lambda call: _Watch(call, self), one_request=True),
         }
 
@@ -102,51 +102,17 @@ class Health:
         """Stop telling a Watch of changes. Again: nothing."""
         self._watches.discard(watch)
 
-    def _check(self, raw: bytes) -> Any:
-        status = self.status(parse(CheckRequest, raw, REQUEST_BYTES_MAX).service)
+    def _check(self, request: Any) -> Any:
+        status = self.status(request.service)
         if status is None:
             return Status(Code.NOT_FOUND, "no service of this name is served here; List names all that are.")
         return CheckResponse(status=status)
 
-    def _list(self, raw: bytes) -> Any:
-        parse(ListRequest, raw, REQUEST_BYTES_MAX)
+    def _list(self, _request: Any) -> Any:
         if len(self._statuses) > LISTED_MAX:
             return Status(Code.RESOURCE_EXHAUSTED, f"there are more than {LISTED_MAX} services; use Check.")
         statuses = {service: CheckResponse(status=status) for service, status in self._statuses.items()}
         return ListResponse(statuses=statuses)
-
-
-class _OneAnswer:
-    """A call of Check or List: one request, then a message or the status of a failure."""
-
-    __slots__ = ("_answer", "_call", "_response")
-
-    def __init__(self, call: Call, answer: Callable[[bytes], Any]) -> None:
-        self._call = call
-        self._answer = answer
-        self._response: bytes | None = None
-
-    def received(self, message: bytes) -> None:
-        """Answer the one request."""
-        answer = self._answer(message)
-        self._call.consumed(len(message))
-        if isinstance(answer, Status):
-            self._call.end(answer)
-            return
-        self._response = answer.SerializeToString()
-        self._call.ready()
-        self._call.end(OK)
-
-    def half_closed(self) -> None:
-        """Do nothing: the answer does not depend on it."""
-
-    def next_message(self) -> bytes | None:
-        """Return the answer, once."""
-        response, self._response = self._response, None
-        return response
-
-    def closed(self, why: Why) -> None:
-        """Do nothing: nothing is held."""
 
 
 class _Watch:
