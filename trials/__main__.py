@@ -33,5 +33,18 @@ def peers(transport: Transport = "native", only: list[str] | None = None, tree: 
     sys.exit(0 if table.run(transport, only or [], tree, RESULTS) else 1)
 
 
+@app.command()
+def attack(
+    transport: Transport = "native",
+    only: list[str] | None = None,
+    tree: Tree = ROOT,
+    seconds: Annotated[float, typer.Option(help="Of each window, without and with the attack.")] = 4.0,
+) -> None:
+    """Flood a server beside honest sessions; exit 1 if an answer was wrong or the server died."""
+    from trials.attack import report
+
+    sys.exit(0 if report.run(transport, only or [], tree, RESULTS, seconds) else 1)
+
+
 if __name__ == "__main__":
     app()

@@ -55,9 +55,7 @@ class Oracle:
         self._outputs = [made.name for made in self._session.get_outputs()]
         self._state_names = [name for name in given if f"{name}_next" in self._outputs]
         self._switch = {"with_gates": np.array(False)} if "with_gates" in given else {}
-        self._start = {
-            name: np.zeros((1, *given[name].shape[1:]), np.float32) for name in self._state_names
-        }
+        self._start = {name: np.zeros((1, *given[name].shape[1:]), np.float32) for name in self._state_names}
 
     def answers(self, feeds: Iterable[bytes]) -> list[Expected]:
         """What a new session is answered for each of these feeds, in order."""
@@ -69,6 +67,16 @@ class Oracle:
             best = int(np.argmax(log_probabilities))
             found.append(Expected(position, best, float(log_probabilities[best])))
         return found
+
+    def greedy(self, prompt: bytes, count: int) -> bytes:
+        """The tokens that a new session makes after this prompt, always the likeliest."""
+        states, made = dict(self._start), bytearray()
+        for token in prompt:
+            log_probabilities, states = self._step(token, states)
+        for _ in range(count):
+            made.append(int(np.argmax(log_probabilities)))
+            log_probabilities, states = self._step(made[-1], states)
+        return bytes(made)
 
     def _step(
         self, token: int, states: dict[str, NDArray[np.float32]]

@@ -112,6 +112,7 @@ def test_a_file_comes_first_and_what_it_imports_behind_it(method: Method) -> Non
         ("cellstream.v1.PredictRequest.feeds", "cellstream/v1/prediction.proto"),
         ("cellstream.v1.WANT_EVERY_STEP", "cellstream/v1/prediction.proto"),
         ("google.rpc.Status", "google/rpc/status.proto"),
+        ("google.rpc.ErrorInfo", "google/rpc/error_details.proto"),
         ("google.protobuf.Any", "google/protobuf/any.proto"),
         ("grpc.health.v1.Health.List", "grpc/health/v1/health.proto"),
         ("grpc.health.v1.HealthCheckResponse.ServingStatus", "grpc/health/v1/health.proto"),

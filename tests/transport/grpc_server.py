@@ -137,6 +137,12 @@ class Server:
         with self.connect() as connected:
             yield Client(connected)
 
+    @contextmanager
+    def client_tls(self, context: ssl.SSLContext) -> Iterator[Client]:
+        """Return a client that has greeted under TLS."""
+        with context.wrap_socket(self.connect(), server_hostname="localhost") as connected:
+            yield Client(connected)
+
 
 class Client:
     """`h2` on a blocking socket.
@@ -157,6 +163,7 @@ class Client:
         self.goaways: list[h2.events.ConnectionTerminated] = []
         self.pings: list[bytes] = []
         self.is_closed = False
+        self._unread = b""
         self.flush()
 
     def flush(self) -> None:
@@ -185,8 +192,11 @@ class Client:
         if not data:
             self.is_closed = True
             return False
-        for event in self.http2.receive_data(data):
-            self._take(event)
+        self._unread += data
+        while len(self._unread) >= 9 and len(self._unread) >= (end := 9 + int.from_bytes(self._unread[:3])):
+            frame, self._unread = self._unread[:end], self._unread[end:]
+            for event in self.http2.receive_data(frame):
+                self._take(event)
         self.flush()
         return True
 
@@ -218,10 +228,7 @@ class Client:
                 answer.reset = int(event.error_code)
             case h2.events.ConnectionTerminated():
                 self.goaways.append(event)
+                # h2 takes the first for the end of everything, but RFC 9113, section 6.8, does not.
+                self.http2.state_machine.state = h2.connection.ConnectionState.CLIENT_OPEN
             case h2.events.PingReceived():
                 self.pings.append(event.ping_data)
-
-
-def tls_client(connected: socket.socket, context: ssl.SSLContext, name: str = "localhost") -> ssl.SSLSocket:
-    """Return the socket under TLS."""
-    return context.wrap_socket(connected, server_hostname=name)

@@ -72,7 +72,14 @@ def _curl_command(site: Site, security: Security, path: str, headers: dict[str, 
     }[security]
     flags = ["--silent", "--show-error", "--no-buffer", "--max-time", str(SECONDS), "--request", "POST"]
     told = ["--dump-header", str(site.scratch / "headers")]
-    return ["curl", *how, *flags, *told, *_header_flags("--header", _HEADERS | headers), _url(site, security, path)]
+    return [
+        "curl",
+        *how,
+        *flags,
+        *told,
+        *_header_flags("--header", _HEADERS | headers),
+        _url(site, security, path),
+    ]
 
 
 def _curl(
@@ -100,37 +107,20 @@ def _curl_whole(site: Site, *, security: Security = "plain", packed: bool = Fals
 
 
 def _curl_stream(site: Site) -> None:
-    """Ping-pong: `--upload-file .` reads standard input while the answer comes."""
-    command = [*_curl_command(site, "plain", contract.PREDICT, {}), "--upload-file", "."]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        heard = b""
-        for answered, request in enumerate(contract.conversation(), start=1):
-            process.stdin.write(framed(request))
-            while len(_whole_results(heard)) < answered:
-                piece = process.stdout.read(65_536)
-                assert piece, "curl ended"
-                heard += piece
-        process.stdin.close()
-        assert process.wait(SECONDS) == 0
-    contract.check_answers(site, results_in(heard))
-    assert trailers_in((site.scratch / "headers").read_text().splitlines())["grpc-status"] == "0"
+    """A stream of responses: this curl holds the first piece of a body back until the next one comes."""
+    body, trailers = _curl(site, contract.GENERATE, contract.generation())
+    assert trailers["grpc-status"] == "0", trailers
+    _check_generated(site, body)
 
 
-def _whole_results(heard: bytes) -> list[pb.Result]:
-    """The results of those messages that have come whole."""
-    end = 0
-    while len(heard) >= end + 5:
-        size = int.from_bytes(heard[end + 1 : end + 5], "big")
-        if len(heard) < end + 5 + size:
-            break
-        end += 5 + size
-    return results_in(heard[:end])
+def _check_generated(site: Site, body: bytes) -> None:
+    pieces = [pb.GenerateResponse.FromString(message) for message in messages_in(body)]
+    assert len(pieces) > 1, "it came at once, not as a stream"
+    assert bytes(token for piece in pieces for token in piece.ids) == site.generated, pieces
 
 
 def _curl_deadline(site: Site) -> None:
-    """curl only carries the header: it is the server that ends the call."""
+    """Curl only carries the header: it is the server that ends the call."""
     _, trailers = _curl(site, contract.WATCH, health_pb2.HealthCheckRequest(), headers=_DEADLINE)
     assert int(trailers["grpc-status"]) == _DEADLINE_EXCEEDED, trailers
 
@@ -162,7 +152,9 @@ def _nghttp(
 ) -> bytes:
     """Send the messages as one body; return the response's body, or with `verbose` the frames as text."""
     files = site.certificates
-    shown = ["--cert", str(files.client_cert), "--key", str(files.client_key)] if security == "mutual TLS" else []
+    shown = (
+        ["--cert", str(files.client_cert), "--key", str(files.client_key)] if security == "mutual TLS" else []
+    )
     what = ["--verbose", "--null-out"] if verbose else []
     body = _body(site, *messages, packed=packed)
     sent = _header_flags("--header", {":method": "POST", **_HEADERS, **(headers or {})})
@@ -193,9 +185,7 @@ def _nghttp_stream(site: Site) -> None:
 
 
 def _nghttp_deadline(site: Site) -> None:
-    text = _nghttp(
-        site, contract.WATCH, health_pb2.HealthCheckRequest(), headers=_DEADLINE, verbose=True
-    )
+    text = _nghttp(site, contract.WATCH, health_pb2.HealthCheckRequest(), headers=_DEADLINE, verbose=True)
     assert int(_nghttp_trailers(text)["grpc-status"]) == _DEADLINE_EXCEEDED
 
 
@@ -233,7 +223,12 @@ def _h2load(
     sent = _header_flags("--header", _HEADERS | (headers or {}))
     done = _run(
         [
-            *("h2load", f"--requests={calls}", f"--clients={min(_CLIENTS, calls)}", "--max-concurrent-streams=8"),
+            *(
+                "h2load",
+                f"--requests={calls}",
+                f"--clients={min(_CLIENTS, calls)}",
+                "--max-concurrent-streams=8",
+            ),
             *(*sent, f"--data={_body(site, message, packed=packed)}", _url(site, security, path)),
         ]
     )

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from cellstream.v1 import prediction_pb2 as pb
+from trials.certificates import Certificates
 from trials.oracle import FEATURES, FRAME_MODEL, FRAMES, Expected
 from trials.server import Server, wait_until
 
@@ -26,12 +27,15 @@ Security = Literal["plain", "TLS", "mutual TLS"]
 SECONDS = 30.0
 """Longer than any cell takes; a hang fails its cell."""
 
+GENERATE = "/cellstream.v1.PredictionService/Generate"
 PREDICT = "/cellstream.v1.PredictionService/Predict"
 GET_MODEL = "/cellstream.v1.ModelService/GetModel"
 WATCH = "/grpc.health.v1.Health/Watch"
 
 CONVERSATION = ("To be", ", or not", " to be: that is the question.")
 """Three feeds of one session."""
+
+GENERATED_TOKENS = 64
 
 DEADLINE_SECONDS = 0.5
 """Long enough for a call to begin on a busy machine."""
@@ -44,17 +48,6 @@ UNKNOWN_MODEL = "modèle"
 CANCELLED_FEEDS = 12
 CANCELLED_FEED_TOKENS = 16_000
 """Work for a second or more; a cancel must end it, a half-close would not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    """PEM files: the authority that signed all of them, the server's and a client's."""
-
-    authority: Path
-    server_cert: Path
-    server_key: Path
-    client_cert: Path
-    client_key: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +78,7 @@ class Site:
         endpoints: One for each kind of security.
         certificates: To be trusted, and to be shown.
         answers: To CONVERSATION, from the oracle.
+        generated: The tokens that `generation` makes, from the oracle.
         scratch: A folder for files.
         tools: The folder that `install.sh` filled.
         protos: The root of the .proto files.
@@ -93,6 +87,7 @@ class Site:
     endpoints: Mapping[Security, Endpoint]
     certificates: Certificates
     answers: Sequence[Expected]
+    generated: bytes
     scratch: Path
     tools: Path
     protos: Path
@@ -142,6 +137,11 @@ def joined() -> pb.PredictRequest:
     for request in conversation():
         whole.MergeFrom(request)
     return whole
+
+
+def generation() -> pb.GenerateRequest:
+    """Asks for GENERATED_TOKENS tokens, always the likeliest: a stream of responses to one request."""
+    return pb.GenerateRequest(text=CONVERSATION[0], max_tokens=GENERATED_TOKENS, temperature=0)
 
 
 def large_request() -> pb.PredictRequest:

@@ -8,7 +8,7 @@ client.load([asked.protos], "cellstream/v1/prediction.proto", "cellstream/v1/mod
 
 const metadata = { ...(asked.metadata ?? {}) };
 for (const [key, value] of Object.entries(asked.metadataBytes ?? {})) {
-  metadata[key] = encoding.b64decode(value, "std"); // an ArrayBuffer
+  metadata[key] = new Uint8Array(encoding.b64decode(value, "std"));
 }
 const calling = { metadata, timeout: `${asked.seconds * 1000}ms` };
 

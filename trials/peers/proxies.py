@@ -176,7 +176,13 @@ def _haproxy(site: Site, fronts: Fronts) -> list[str]:
     shown.write_bytes(files.client_cert.read_bytes() + files.client_key.read_bytes())
     trust = f"ssl verify required ca-file {files.authority} verifyhost localhost sni str(localhost) alpn h2"
     how = {"plain": "proto h2", "TLS": trust, "mutual TLS": f"{trust} crt {shown}"}
-    lines = ["defaults", "  mode http", "  timeout connect 5s", "  timeout client 60s", "  timeout server 60s"]
+    lines = [
+        "defaults",
+        "  mode http",
+        "  timeout connect 5s",
+        "  timeout client 60s",
+        "  timeout server 60s",
+    ]
     for number, (security, front) in enumerate(fronts.items()):
         lines += [
             f"frontend front{number}",
@@ -195,7 +201,11 @@ def _haproxy(site: Site, fronts: Fronts) -> list[str]:
 
 def _nginx(site: Site, fronts: Fronts) -> list[str]:
     files, folder = site.certificates, site.scratch
-    trust = [f"grpc_ssl_trusted_certificate {files.authority};", "grpc_ssl_verify on;", "grpc_ssl_name localhost;"]
+    trust = [
+        f"grpc_ssl_trusted_certificate {files.authority};",
+        "grpc_ssl_verify on;",
+        "grpc_ssl_name localhost;",
+    ]
     shown = [f"grpc_ssl_certificate {files.client_cert};", f"grpc_ssl_certificate_key {files.client_key};"]
     how = {"plain": [], "TLS": trust, "mutual TLS": [*trust, *shown]}
     servers = []

@@ -10,17 +10,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trustme
 from rich.console import Console
 from rich.table import Table
 
+from trials.certificates import make_certificates
 from trials.oracle import Oracle, write_models
 from trials.peers import command_line, golang, grpcio, javascript, proxies
 from trials.peers.contract import (
     ABILITIES,
     CONVERSATION,
+    GENERATED_TOKENS,
     Ability,
-    Certificates,
     Endpoint,
     Peer,
     Security,
@@ -62,23 +62,6 @@ class Outcome:
         return "FAILED" if self.failure else "yes"
 
 
-def make_certificates(folder: Path) -> Certificates:
-    """Make an authority, a certificate for this machine's server, and one for a client."""
-    authority = trustme.CA()
-    server, client = authority.issue_cert("localhost", "127.0.0.1"), authority.issue_cert("client@trials")
-    made = Certificates(
-        *(folder / name for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key"))
-    )
-    authority.cert_pem.write_to_path(made.authority)
-    for issued, cert, key in (
-        (server, made.server_cert, made.server_key),
-        (client, made.client_cert, made.client_key),
-    ):
-        cert.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
-        issued.private_key_pem.write_to_path(key)
-    return made
-
-
 @contextmanager
 def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
     """Three servers, one for each kind of security, and everything else that a peer needs."""
@@ -90,7 +73,9 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
     settings: dict[Security, dict[str, Path]] = {"plain": {}}
     if transport != "none":  # that tree has no TLS either
         settings |= {"TLS": own, "mutual TLS": own | {"tls_client_ca": certificates.authority}}
-    answers = Oracle(models).answers(text.encode() for text in CONVERSATION)
+    oracle = Oracle(models)
+    answers = oracle.answers(text.encode() for text in CONVERSATION)
+    generated = oracle.greedy(CONVERSATION[0].encode(), GENERATED_TOKENS)
     with ExitStack() as stack:
         endpoints: dict[Security, Endpoint] = {}
         for number, (security, given) in enumerate(settings.items()):
@@ -105,7 +90,7 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
                 )
             )
             endpoints[security] = Endpoint(server.port, security, server)
-        yield Site(endpoints, certificates, answers, scratch, TOOLS, ROOT / "protos")
+        yield Site(endpoints, certificates, answers, generated, scratch, TOOLS, ROOT / "protos")
         for security, endpoint in endpoints.items():
             assert endpoint.server.is_up(), f"the server for {security} is gone"
             assert not endpoint.server.mistakes(), endpoint.server.mistakes()
@@ -119,7 +104,9 @@ def try_all(site: Site, peers: Sequence[Peer], console: Console) -> list[Outcome
             outcome = _try(site, peer, ability)
             outcomes.append(outcome)
             if not outcome.lacking:
-                console.print(f"{peer.name:18} {ability:13} {outcome.word} {outcome.failure or ''}", markup=False)
+                console.print(
+                    f"{peer.name:18} {ability:13} {outcome.word} {outcome.failure or ''}", markup=False
+                )
     return outcomes
 
 
@@ -144,7 +131,7 @@ def _rows(peers: Sequence[Peer], versions: dict[str, str], outcomes: Sequence[Ou
 def _page(rows: Sequence[Sequence[str]], outcomes: Sequence[Outcome], transport: str) -> str:
     """The table as Markdown, for the documentation."""
     lines = [
-        f"`transport = \"{transport}\"`:",
+        f'`transport = "{transport}"`:',
         "",
         "| " + " | ".join(["peer", "version", *ABILITIES]) + " |",
         "|---" * (len(ABILITIES) + 2) + "|",

@@ -43,7 +43,9 @@ def messages_in(body: bytes) -> list[bytes]:
 
 def results_in(body: bytes) -> list[pb.Result]:
     """The results in a response body of Predict."""
-    return [result for message in messages_in(body) for result in pb.PredictResponse.FromString(message).results]
+    return [
+        result for message in messages_in(body) for result in pb.PredictResponse.FromString(message).results
+    ]
 
 
 def results_of(told: Mapping[str, Any]) -> list[pb.Result]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.descriptor_pool import Default
+from google.rpc import error_details_pb2
 
 from cellstream.api.parsing import parse
 from cellstream.api.standard_protos import FILES, HEALTH, REFLECTIONS, message_class
@@ -40,7 +41,9 @@ class Reflection:
 
     def __init__(self, service_names: Sequence[str], settings: Settings) -> None:
         self._settings = settings
-        files = [Default().FindFileContainingSymbol(name) for name in service_names]
+        # What an error carries no proto imports, because it travels as Any; tools print it nevertheless.
+        files = [error_details_pb2.DESCRIPTOR]
+        files += [Default().FindFileContainingSymbol(name) for name in service_names]
         self._index = Index((*service_names, HEALTH, *REFLECTIONS), (*files, *FILES))
         self._open: set[_Answering] = set()
         self._going = False

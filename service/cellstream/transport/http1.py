@@ -331,7 +331,10 @@ class _Connection(asyncio.Protocol):
         self._state = _State.LINGERING
         self._set_timer(LINGER_SECONDS)
         self._transport.resume_reading()
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client has gone; asyncio, unlike uvloop, says so here
+            self.drop()
 
     def _close(self) -> None:
         self._set_closed()

@@ -23,6 +23,7 @@ import asyncio
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import structlog
@@ -555,7 +556,7 @@ class _Connection(asyncio.Protocol):
         settings = self._listener.settings
         if not self._is_reading:
             self._heard_at = now  # the silence is ours
-        if self._ping_sent_at is not None and self._heard_at > self._ping_sent_at:
+        if self._ping_sent_at is not None and self._heard_at >= self._ping_sent_at:
             self._ping_sent_at = None
         if self._ping_sent_at is not None:
             gone_at = self._ping_sent_at + settings.keepalive_timeout_seconds
@@ -633,7 +634,7 @@ class _Connection(asyncio.Protocol):
         self._is_lingering = True
         if self._tls is not None and (last := self._tls.close()):  # or an alert, if the handshake failed
             self._transport.write(last)
-        if self._transport.can_write_eof():
+        with suppress(OSError):  # the peer is gone already, and `connection_lost` is on its way
             self._transport.write_eof()
 
     def _discard(self, size: int) -> None:

@@ -194,7 +194,8 @@ def _bind_all(
 
 
 def _bind_tcp(family: socket.AddressFamily, address: tuple[object, ...], reuse_port: bool) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, or asyncio does not take it for TCP and leaves out TCP_NODELAY.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
