@@ -249,7 +249,7 @@ static int on_header(nghttp2_session *http2, const nghttp2_frame *frame, const u
   Stream *stream = nghttp2_session_get_stream_user_data(http2, frame->hd.stream_id);
   if (unary && name_size == 11 && !memcmp(name, "grpc-status", 11) && value_size == 1 && *value == '0')
     stream->ok = true;
-  else if (name_size >= 11 && (!memcmp(name, "grpc-status", 11) || !memcmp(name, "grpc-message", 11))) /* at the end */
+  else if (value_size && name_size >= 11 && (!memcmp(name, "grpc-status", 11) || !memcmp(name, "grpc-message", 11))) /* at the end */
     fprintf(stderr, "%.*s: %.*s\n", (int)name_size, (const char *)name, (int)value_size, (const char *)value);
   return 0;
 }

@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         description="How long a client may leave what we have to send unread, without any progress. Against: "
         "windows that never open (CVE-2019-9511, -9517).",
     )
-    connection_buffered_bytes_max: PositiveInt = Field(
+    connection_bytes_max: PositiveInt = Field(
         default=16 << 20,
         description="Bytes of unfinished messages of one connection; beyond it only the oldest goes on.",
     )

@@ -21,15 +21,16 @@ def test_a_bucket_gives_no_more_than_its_burst_and_its_rate(
     now, tokens = 5.0, float(burst)
     for wait in waits:
         now += wait
-        tokens = min(burst, tokens + wait * per_second) - 1
-        assert bucket.take(now) == (tokens >= 0)
+        tokens = min(burst, tokens + wait * per_second)
+        assert bucket.take(now) == (tokens >= 1)
+        tokens -= tokens >= 1
 
 
 def test_a_bucket_is_full_at_first_and_never_fuller() -> None:
     """Long silence saves up no more than the burst."""
     bucket = TokenBucket(3, 1, now=0.0)
     assert [bucket.take(1e9) for _ in range(4)] == [True, True, True, False]
-    assert repr(bucket) == "<TokenBucket: -1 of 3>"
+    assert repr(bucket) == "<TokenBucket: 0 of 3>"
 
 
 def test_the_first_ping_is_no_strike() -> None:

@@ -605,7 +605,7 @@ class TestReceiveWindows:
             memory.exchange()
         assert len(memory.log.received) == 100
 
-    @pytest.mark.parametrize("bound", ["connection_buffered_bytes_max", "buffered_bytes_max"])
+    @pytest.mark.parametrize("bound", ["connection_bytes_max", "buffered_bytes_max"])
     def test_beyond_the_bound_only_the_oldest_message_goes_on(self, bound: str) -> None:
         memory = Memory(**{bound: 100_000})
         first, second = memory.open(), memory.open()

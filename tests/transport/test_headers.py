@@ -86,6 +86,15 @@ def test_a_change_of_the_table_forgets_blocks() -> None:
         decoder.request(block)
 
 
+def test_a_block_that_adds_to_the_table_is_decoded_each_time() -> None:
+    """It adds an entry each time it comes, and later blocks count on that."""
+    decoder = HeaderDecoder(LIST_BYTES_MAX)
+    pseudo = b"\x83\x86\x84"
+    for _ in range(2):
+        decoder.request(pseudo + b"\x40\x01n\x01a")
+    assert decoder.request(pseudo + b"\xbf").headers[-1] == (b"n", b"a")
+
+
 def test_a_table_size_update_is_not_skipped() -> None:
     """A block that resizes the table is decoded each time, though nothing is added to it."""
     decoder = HeaderDecoder(LIST_BYTES_MAX)

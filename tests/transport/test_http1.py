@@ -483,7 +483,11 @@ def test_who_sends_without_end_after_a_refusal_is_cut_off(start: Start) -> None:
             connection.sendall(bytes(1 << 30))
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET", get("/echo"), get("/large") * 3])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET", get("/echo"), get("/large") * 3, get("/gate"), get("/gate", "Connection: close")],
+    ids=["silent", "begun", "answered", "answering", "asked", "asked once"],
+)
 def test_a_reset_is_silent(
     start: Start, sent: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -496,6 +500,7 @@ def test_a_reset_is_silent(
             running.asked.get(timeout=30)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
+        running.gate.set()  # so `/gate` is answered to who has gone already
         wait_until_empty(running)
         with running.connect() as other:
             other.sendall(get("/echo"))

@@ -107,6 +107,28 @@ def test_any_cuts_and_any_budget(cuts: list[int], budget: int) -> None:
     assert run(pieces, budget) == all_at_once()
 
 
+@hypothesis.settings(deadline=None, max_examples=100)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(conversation()) - 1), st.integers(0, 255)), max_size=4),
+    cut=st.tuples(st.integers(0, 400), st.integers(0, 30)),
+    budget=st.integers(1, 40),
+)
+def test_a_mutated_conversation(changes: list[tuple[int, int]], cut: tuple[int, int], budget: int) -> None:
+    """Whatever is wrong with the bytes, it is an event: nothing is raised, and windows stay within bounds."""
+    mutated = bytearray(conversation())
+    for at, byte in changes:
+        mutated[at] = byte
+    del mutated[cut[0] : cut[0] + cut[1]]
+    connection = Connection(Settings(**LIMITS), lambda: 0.0)
+    connection.receive(bytes(mutated))
+    events = []
+    while connection.has_input:
+        events += connection.events(budget)
+    assert connection.failed == any(name == "ConnectionFailed" for name, *_ in plain(events))
+    assert all(0 <= stream.held_bytes <= 65_536 for stream in connection.streams.values())
+    raw.parse(connection.take_output())
+
+
 def greeted() -> Connection:
     """Return a connection whose preface is done."""
     connection = Connection(Settings(), lambda: 0.0)
@@ -129,12 +151,17 @@ def test_a_budget_is_spent_frame_by_frame() -> None:
 
 
 def test_a_header_block_costs_a_unit_for_each_kib() -> None:
-    """A block of 8 KiB costs as much as nine frames, so that blocks cannot hold the turn."""
+    """A block costs by its list, as few bytes can be many fields: so blocks cannot hold the turn."""
     connection = greeted()
-    large = raw.REQUEST + b"".join(raw.field(b"n%d" % number, bytes([65]) * 120) for number in range(63))
-    connection.receive(raw.headers(1, large))
+    list_bytes = (43 + 43 + 38 + 43) + 200 * (32 + 2)  # RFC 9113, section 6.5.2
+    connection.receive(raw.headers(1, raw.REQUEST + raw.field(b"n", b"v") * 200))
     connection.events(ANY_BUDGET)
-    assert connection.spent == 1 + len(large) // 1024 == 8
+    assert connection.spent == 1 + list_bytes // 1024 == 7
+    block = raw.REQUEST + raw.field(b"n", b"v")
+    for stream_id in (3, 5):
+        connection.receive(raw.headers(stream_id, block))
+        connection.events(ANY_BUDGET)
+        assert connection.spent == 1
 
 
 def test_no_budget_reads_nothing() -> None:
@@ -146,6 +173,14 @@ def test_no_budget_reads_nothing() -> None:
     assert len(connection.events(1)) == 1
 
 
+@pytest.mark.parametrize("start", [b"G", b"PRI * HTTP/1"])
+def test_a_wrong_preface_ends_at_its_first_wrong_byte(start: bytes) -> None:
+    """A client of another protocol waits for our answer: it hears of its mistake at once."""
+    connection = Connection(Settings(), lambda: 0.0)
+    connection.receive(start)
+    assert [name for name, *_ in plain(connection.events(ANY_BUDGET))] == ["ConnectionFailed"]
+
+
 def test_a_part_of_a_frame_is_no_input() -> None:
     """`has_input` is about whole frames: it would otherwise spin on a frame that is still to come."""
     connection = greeted()
@@ -154,6 +189,15 @@ def test_a_part_of_a_frame_is_no_input() -> None:
         assert not connection.has_input
         connection.receive(request[at : at + 1])
     assert connection.has_input
+
+
+def test_events_are_not_kept() -> None:
+    """An idle connection holds nothing of what it handed on."""
+    connection = greeted()
+    connection.receive(raw.headers(1) + raw.data(1, b"x"))
+    events = connection.events(ANY_BUDGET)
+    assert len(events) == 2
+    assert events not in [getattr(connection, name) for name in Connection.__slots__]
 
 
 def test_nothing_is_read_after_a_fault() -> None:

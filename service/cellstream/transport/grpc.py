@@ -353,7 +353,7 @@ class GrpcConnection:
         self._blocked: dict[GrpcCall, None] = {}
         self._window_opened = False
         self._requests: dict[tuple[tuple[bytes, bytes], ...], Request] = {}
-        self._unfinished = UnfinishedMessages(settings.connection_buffered_bytes_max)
+        self._unfinished = UnfinishedMessages(settings.connection_bytes_max)
         self._message_bytes_max = settings.message_bytes_max
         self.give_back_bytes = max(1, settings.stream_window_bytes // GIVE_BACK_PART)
         self._later: list[Event] = []  # parsed, and not dispatched within the turn's budget

@@ -96,9 +96,12 @@ class HeaderDecoder:
 
     Args:
         list_bytes_max: Bytes of a decoded list, each field counted with 32 more (section 6.5.2).
+
+    Attributes:
+        list_bytes: How many the last block's list had, and so what it cost; 0 if it was remembered.
     """
 
-    __slots__ = ("_decoder", "_known", "_list_bytes_max", "_table")
+    __slots__ = ("_decoder", "_known", "_list_bytes_max", "_table", "list_bytes")
 
     def __init__(self, list_bytes_max: int) -> None:
         self._list_bytes_max = list_bytes_max
@@ -106,6 +109,7 @@ class HeaderDecoder:
         self._decoder = Decoder(max_header_list_size=LIST_FACTOR_MAX * list_bytes_max)
         self._decoder.header_table = self._table
         self._known: dict[bytes, Request] = {}
+        self.list_bytes = 0
 
     def __repr__(self) -> str:
         return f"<HeaderDecoder: {len(self._known)} blocks remembered>"
@@ -118,12 +122,13 @@ class HeaderDecoder:
         """
         known = self._known.get(block)
         if known is not None:
+            self.list_bytes = 0
             return known
-        headers, size, changed = self._decode(block)
-        if size > self._list_bytes_max:
+        headers, changed = self._decode(block)
+        if self.list_bytes > self._list_bytes_max:
             return _TOO_LARGE
         request = _checked(headers)
-        if not changed and size <= REMEMBERED_LIST_BYTES_MAX and request.fault is None:
+        if not changed and self.list_bytes <= REMEMBERED_LIST_BYTES_MAX and request.fault is None:
             if len(self._known) >= REMEMBERED_BLOCKS_MAX:
                 self._known.clear()
             self._known[block] = request
@@ -135,7 +140,7 @@ class HeaderDecoder:
         Raises:
             BlockError: If the block cannot be decoded.
         """
-        headers, _, _ = self._decode(block)
+        headers, _ = self._decode(block)
         for name, value in headers:
             fault = "a pseudo-header in trailers" if name[:1] == b":" else _field_fault(name, value)
             if fault is not None:
@@ -148,11 +153,12 @@ class HeaderDecoder:
         Raises:
             BlockError: If the block cannot be decoded.
         """
+        self.list_bytes = 0
         if block not in self._known:
             self._decode(block)
 
-    def _decode(self, block: bytes) -> tuple[Headers, int, bool]:
-        """Return a block's list, its size, and whether it changed the table, which forgets known blocks."""
+    def _decode(self, block: bytes) -> tuple[Headers, bool]:
+        """Return a block's list, and whether it changed the table; if so, known blocks are forgotten."""
         resized = _count_size_updates(block) > 0
         self._table.changed = False
         try:
@@ -164,7 +170,8 @@ class HeaderDecoder:
         changed = resized or self._table.changed
         if changed:
             self._known.clear()
-        return headers, sum(len(n) + len(v) + FIELD_OVERHEAD_BYTES for n, v in headers), changed
+        self.list_bytes = sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in headers)
+        return headers, changed
 
 
 def _count_size_updates(block: bytes) -> int:

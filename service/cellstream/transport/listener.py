@@ -33,7 +33,7 @@ from cellstream.settings import Settings
 from cellstream.transport import sockets as addresses
 from cellstream.transport.call import Code, Peer, Service, Status
 from cellstream.transport.frames import Code as ErrorCode
-from cellstream.transport.grpc import GrpcConnection, Totals
+from cellstream.transport.grpc import GrpcConnection, Timer, Totals
 from cellstream.transport.http2 import Connection, ConnectionFailed, Event, PingAcknowledged
 from cellstream.transport.tls import Certificates, TlsFailed, TlsSession
 
@@ -100,7 +100,6 @@ class Listener:
         self.port = 0 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
         self.certificates = Certificates(settings) if _wants_tls(settings) else None
         self.budget = self._budget_max = TURN_SHARE * settings.connection_turn_frames_max
-        self._service = service
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._connections: set[_Connection] = set()
@@ -110,7 +109,7 @@ class Listener:
         self._is_armed = False
         self._changed: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
-        self.totals: Totals
+        self.totals = Totals(settings, service, self._now, self._call_at)
 
     def __repr__(self) -> str:
         return f"<Listener on port {self.port}: {self.connections} connections, {self.calls} calls>"
@@ -138,7 +137,6 @@ class Listener:
         """
         self._loop = loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self.totals = Totals(self.settings, self._service, loop.time, loop.call_at)
         self.totals.on_idle = self._changed.set
         addresses.listen(self._sockets)
         for bound in self._sockets:
@@ -187,6 +185,12 @@ class Listener:
                     await self._changed.wait()
             except TimeoutError:
                 return
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        return self._loop.call_at(when, callback)
 
     # ------------------------------------------------------------ told by connections
 
@@ -316,7 +320,7 @@ class _Connection(asyncio.Protocol):
         """Begin, or refuse at once."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's derives from nothing
         if not self._listener.add(self):
-            transport.abort()
+            self._transport.abort()
             return
         self._is_closed = False
         self._guard(self._begin)
