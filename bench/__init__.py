@@ -3,6 +3,7 @@
     python -m bench                           every row, about six minutes
     python -m bench --only service            rows whose names begin so
     python -m bench --seconds 0.5 --pairs 3   a quick look
+    python -m bench fronts                    both transports beside the service before them, seven minutes
     python -m bench sweep                     how cost grows with sessions, streams, layers
     python -m bench profile                   where a microsecond goes, by library (needs perf)
     python -m bench page                      the docs' tables and figures, from the committed results
@@ -11,5 +12,6 @@
 
 Each row sets something of ours beside its floor: the engine or the service beside bare ONNX Runtime on the
 same graph, or the service beside a bare gRPC echo. The two take turns of about a second, so that a
-noisy neighbour slows both; the ratio of each pair is kept, and their median is what counts.
+noisy neighbour slows both; the ratio of each pair is kept, and their median is what counts. The transports
+are set beside the service before them in the same way; `before.py` makes it from git's history.
 """

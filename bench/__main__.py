@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import page, plots, report
+from bench import before, fronts, page, plots, report
 from bench.measure import Plan
 from bench.processes import ROOT
 from bench.profile import check_perf, profile
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what was asked for."""
     given = _parse(arguments)
     directory = page.RESULTS if given.what == "publish" else KEPT
+    if "before" in given.side and given.what in ("fronts", "publish"):
+        before.python()  # made now, or missed now
     calm_collector()  # as the server's: the engine's rows run in this process
     if given.what in ("profile", "publish"):
         check_perf()
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if given.what in ("rows", "publish"):
             _rows(bench(1.0, 7, 2.0), given.only, given.json or directory / "rows.json")
+        if given.what in ("fronts", "publish"):
+            _fronts(bench(0.7, 7, 1.5), given.side, given.only, given.json or directory / "fronts.json")
         if given.what in ("sweep", "publish"):
             measured = bench(0.5, 3, 0.5)
             about = report.about(measured)
@@ -65,6 +69,16 @@ def _rows(bench: Bench, only: Sequence[str], file: Path) -> None:
     _keep(file, about, "rows", measured)
 
 
+def _fronts(bench: Bench, sides: Sequence[str], only: Sequence[str], file: Path) -> None:
+    about = report.about(bench)
+    print(report.heading(about, "fronts"), "\n", flush=True)
+    found = fronts.compare(bench, sides, only)
+    print("\n" + report.loads_markdown(found["loads"]))
+    print("\n" + report.gauges_markdown(found["gauges"]))
+    print(f"\nShort of their goals: {'; '.join(report.fronts_short(found)) or 'none'}.")
+    _keep(file, about, "fronts", found)
+
+
 def _keep(file: Path, about: dict[str, Any], name: str, found: dict[str, Any]) -> None:
     """Writes the results, and draws them beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +89,23 @@ def _keep(file: Path, about: dict[str, Any], name: str, found: dict[str, Any]) -
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    names = ", ".join(row.name for row in ROWS)
+    rows = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures what serving costs.")
     parser.add_argument(
-        "what", nargs="?", default="rows", choices=("rows", "sweep", "profile", "page", "publish")
+        "what", nargs="?", default="rows", choices=("rows", "fronts", "sweep", "profile", "page", "publish")
     )
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help=f"rows whose name begins so; of {names}"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"rows whose name begins so; of {', '.join(rows)}, and of fronts {', '.join(fronts.NAMES)}",
+    )
+    parser.add_argument(
+        "--side",
+        action="append",
+        choices=fronts.SIDES,
+        help="of fronts; ratios are to the first one given (default: all; `before` is made in build/ first)",
     )
     parser.add_argument("--seconds", type=float, help="of each measurement")
     parser.add_argument("--pairs", type=int, help="measurements of each side")
@@ -90,10 +114,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--idle-sessions", type=int, default=100_000, help="(default: 100,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the runs are kept; a plot beside it")
     given = parser.parse_args(arguments)
-    if given.only and not any(row.name.startswith(tuple(given.only)) for row in ROWS):
-        parser.error(f"no row begins with {' or '.join(given.only)}; the rows are {names}")
+    names = fronts.NAMES if given.what == "fronts" else rows
+    if given.only and not any(name.startswith(tuple(given.only)) for name in names):
+        parser.error(f"no row begins with {' or '.join(given.only)}; the rows are {', '.join(names)}")
     if given.json and given.what == "publish":
         parser.error("publish keeps its results where the docs read them")
+    given.side = given.side or fronts.SIDES
     return given
 
 

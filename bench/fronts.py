@@ -8,9 +8,10 @@ service, and a service without the graph.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,13 @@ BATCH_ROWS = 64
 NAMED = "bench-"
 """What the session's name begins with that `GetSession` asks for."""
 
-STREAM_CONNECTIONS = 20
+STREAM_CONNECTIONS = 60
 """Over which idle streams are spread: 200 on each are what the grpcio transport takes."""
+
+SMALL_HIDDEN_SIZE = 16
+"""Units of a layer for the gauges: the memory of the states must not hide the streams'."""
+
+REFUSED_SAMPLES = 3
 
 ROOM = {"slots_max": 32_768, "streams_max": 16_384}
 """For all sessions of the gauges, which may not be gone when the next are opened."""
@@ -136,7 +142,7 @@ class Gauge:
         what: What is measured.
         unit: Of the number.
         goal: The most that the design allows; None: it asks for none.
-        values: Measures it a few times on a server.
+        values: Measures it a few times on a server of the bench's model.
     """
 
     name: str
@@ -147,7 +153,7 @@ class Gauge:
 
 
 def _refused(bench: Bench, server: Server) -> list[float]:
-    return [refused_at_once(server, bench.opened_streams, 64) for _ in range(3)]
+    return [refused_at_once(server, bench.opened_streams, 64) for _ in range(REFUSED_SAMPLES)]
 
 
 def _stream_bytes(bench: Bench, server: Server) -> list[float]:
@@ -156,7 +162,7 @@ def _stream_bytes(bench: Bench, server: Server) -> list[float]:
 
 
 def _connection_bytes(bench: Bench, server: Server) -> list[float]:
-    return connection_bytes(server, bench.idle_streams // 8)
+    return connection_bytes(server, bench.idle_streams // 4)
 
 
 LOADS = (
@@ -195,7 +201,7 @@ def compare(
         In `loads`, by name: `what`, `goals`, and the runs of each side in `sides`, one a round. In `gauges`:
         `what`, `unit`, `goal`, and the values of each service in `sides`.
     """
-
+    _allow_open_files()
     asked = {name for name in NAMES if not only or name.startswith(tuple(only))}
     found: dict[str, dict[str, Any]] = {"loads": {}, "gauges": {}}
     with ExitStack() as stack:
@@ -205,22 +211,17 @@ def compare(
             with load.sides(bench, servers) as able:
                 runs = _rounds({name: able[name] for name in sides if name in able}, bench)
             found["loads"][load.name] = {"what": load.what, "goals": load.goals, "sides": runs}
+    small = replace(bench, directory=bench.directory / "small", hidden_size=SMALL_HIDDEN_SIZE)
     for gauge in (each for each in GAUGES if each.name in asked):
         say(f"... {gauge.what}", flush=True)
         values = {}
         for name in filter(SERVICES.__contains__, sides):
-            with _server(bench, name, **ROOM) as server:
-                values[name] = gauge.values(bench, server)
+            with _server(small, name, **ROOM) as server:
+                values[name] = gauge.values(small, server)
         found["gauges"][gauge.name] = {
             "what": gauge.what, "unit": gauge.unit, "goal": gauge.goal, "sides": values,
         }  # fmt: skip
     return found
-
-
-def ratios(load: Mapping[str, Any], side: str, figure: str) -> list[float]:
-    """Return a figure of a side over the first side's, round by round."""
-    first = next(iter(load["sides"].values()))
-    return [ours[figure] / base[figure] for ours, base in zip(load["sides"][side], first, strict=True)]
 
 
 def _rounds(sides: Mapping[str, Side], bench: Bench) -> dict[str, list[dict[str, Any]]]:
@@ -244,6 +245,12 @@ def _server(bench: Bench, name: str, **settings: object) -> AbstractContextManag
     if name == "before":
         return processes.installed_service(before.python(), bench.models(), **settings)
     return processes.service(bench.models(), transport=name, **settings)
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files as far as it goes, for us and our servers: connections are thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _count(number: int, what: str) -> str:

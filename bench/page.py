@@ -88,6 +88,17 @@ def _figure(row: Mapping[str, Any]) -> str:
     return f"{row['median']:.2f} of {row['goal']:.2f}"
 
 
+def _fronts(results: Path) -> dict[str, Any]:
+    fronts: dict[str, Any] = _read(results, "fronts")["fronts"]
+    return fronts
+
+
+def _fronts_short(results: Path) -> str:
+    """What of the native transport falls short."""
+    missed = report.fronts_short(_fronts(results))
+    return f"In this run: {'; '.join(missed)}." if missed else "In this run: none."
+
+
 def _profile(results: Path) -> str:
     loads: Mapping[str, Mapping[str, Any]] = _read(results, "profile")["profile"]
     lines = ["| CPU µs a token | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
@@ -100,9 +111,13 @@ def _profile(results: Path) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "about_rows": _about("rows"),
+    "about_fronts": _about("fronts"),
     "about_sweep": _about("sweep"),
     "about_profile": _about("profile"),
     "rows": _rows(),
+    "fronts": lambda results: report.loads_markdown(_fronts(results)["loads"]),
+    "fronts_gauges": lambda results: report.gauges_markdown(_fronts(results)["gauges"]),
+    "fronts_short": _fronts_short,
     "int8": _rows("int8"),
     "latencies": _latencies,
     "profile": _profile,

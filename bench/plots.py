@@ -11,11 +11,15 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot, ticker
+from matplotlib import patches, pyplot, ticker
 
-from bench.report import short
+from bench.report import SIDE_NAMES, short
 
 MET, SHORT, PLAIN = "#2a7f62", "#c8553d", "#4f6d8f"
+
+SIDE_COLOURS = {
+    "before": "#9aa5b1", "native": "#2a7f62", "grpcio": "#4f6d8f", "echo": "#d9a441", "bare": "#d0d4d8",
+}  # fmt: skip
 
 PARTS_COLOURS = ("#2a7f62", "#8fb8a8", "#d9a441", "#e8cf8e", "#7b5ea7", "#4f6d8f", "#9aa5b1", "#d0d4d8")
 
@@ -110,7 +114,34 @@ def draw_profile(loads: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-DRAW = {"rows": draw_rows, "sweep": draw_sweep, "profile": draw_profile}
+def draw_fronts(fronts: Mapping[str, Any], file: Path) -> None:
+    """A group of bars for each load: CPU microseconds a token of each side, median and spread."""
+    loads = list(fronts["loads"].values())
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.8 * len(loads)), layout="constrained")
+    for place, load in enumerate(loads):
+        for number, side in enumerate(SIDE_NAMES):
+            costs = [run["cpu_microseconds"] for run in load["sides"].get(side, ())]
+            if not costs:
+                continue
+            at, median = place + 0.16 * (number - 2), statistics.median(costs)
+            axes.barh(at, median, height=0.15, color=SIDE_COLOURS[side])
+            axes.plot([min(costs), max(costs)], [at, at], color="black", linewidth=0.8)
+            axes.text(1.05 * max(costs), at, f"{median:.1f}", va="center", fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(loads)), [load["what"] for load in loads], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("CPU µs of the serving process, a token or a call")
+    colours = [patches.Patch(color=colour) for colour in SIDE_COLOURS.values()]
+    axes.legend(
+        colours, [SIDE_NAMES[side] for side in SIDE_COLOURS], frameon=False, fontsize=8, loc="upper center",
+        ncols=len(SIDE_COLOURS), bbox_to_anchor=(0.5, -0.08),
+    )  # fmt: skip
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, file)
+
+
+DRAW = {"rows": draw_rows, "fronts": draw_fronts, "sweep": draw_sweep, "profile": draw_profile}
 """By the name of a result."""
 
 

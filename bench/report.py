@@ -52,6 +52,7 @@ def about(bench: Bench) -> dict[str, Any]:
 METHODS = {
     "rows": "{pairs} alternating pairs of {seconds:g} s a side",
     "sweep": "{pairs} rounds of {seconds:g} s at each place",
+    "fronts": "{pairs} rounds of {seconds:g} s a side",
     "profile": "One run of {pairs} × {seconds:g} s under each load",
 }
 """How often and how long each kind of result was measured."""
@@ -95,6 +96,100 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
         cells = (row["what"], row["against"], f"**{ratio}** ({spread})", goal, rate, cpus, batch)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+SIDE_NAMES = {
+    "before": "the service before",
+    "native": "native",
+    "grpcio": "grpcio",
+    "echo": "grpc.aio echo",
+    "bare": "bare ONNX Runtime",
+}
+"""What the sides of the fronts' rows are called."""
+
+GOAL_FIGURES = {"cpu_microseconds": "CPU", "p50_ms": "p50"}
+"""What has a goal, as a ratio to the first side; ours is `native`."""
+
+
+def loads_markdown(loads: Mapping[str, Mapping[str, Any]]) -> str:
+    """The loads of the fronts as a table, a line for each side."""
+    lines = [
+        "| load | side | CPU µs | ratio (min–max) | goal | p50 ms | ratio (min–max) | goal | p99 ms | "
+        "per second | batch |",
+        "|---" * 11 + "|",
+    ]
+    for load in loads.values():
+        for place, (side, runs) in enumerate(load["sides"].items()):
+            goals = load["goals"] if side == "native" else {}
+            cells = [
+                "" if place else load["what"],
+                SIDE_NAMES[side],
+                *_figure_cells(load, side, "cpu_microseconds", goals),
+                *_figure_cells(load, side, "p50_ms", goals),
+                _median_text(runs, "p99_ms", 2),
+                f"{_median(runs, 'rate'):,.0f}",
+                _median_text(runs, "mean_batch", 1),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gauges_markdown(gauges: Mapping[str, Mapping[str, Any]]) -> str:
+    """The gauges of the fronts as a table, a column for each service."""
+    sides = list(next(iter(gauges.values()))["sides"]) if gauges else []
+    lines = [
+        "| what | " + " | ".join(SIDE_NAMES[side] for side in sides) + " | goal of native |",
+        "|---" * (len(sides) + 2) + "|",
+    ]
+    for gauge in gauges.values():
+        unit = f" {gauge['unit']}" if gauge["unit"] else ""
+        cells = [
+            f"**{statistics.median(values):,.0f}{unit}** ({min(values):,.0f}–{max(values):,.0f})"
+            for values in gauge["sides"].values()
+        ]
+        goal = "" if gauge["goal"] is None else f"≤ {gauge['goal']:,}{unit}"
+        lines.append("| " + " | ".join([gauge["what"], *cells, goal]) + " |")
+    return "\n".join(lines)
+
+
+def fronts_short(fronts: Mapping[str, Any]) -> list[str]:
+    """What of the native transport falls short of its goal."""
+    missed = []
+    for load in fronts["loads"].values():
+        for figure, goal in load["goals"].items() if "native" in load["sides"] else ():
+            ratio = statistics.median(ratios(load, "native", figure))
+            if ratio > goal:
+                missed.append(f"{load['what']}, {GOAL_FIGURES[figure]} ({ratio:.2f} of {goal:.2f})")
+    for gauge in fronts["gauges"].values():
+        if gauge["goal"] is not None and "native" in gauge["sides"]:
+            value = statistics.median(gauge["sides"]["native"])
+            if value > gauge["goal"]:
+                missed.append(f"{gauge['what']} ({value:,.0f} of {gauge['goal']:,})")
+    return missed
+
+
+def ratios(load: Mapping[str, Any], side: str, figure: str) -> list[float]:
+    """Return a figure of a side over the first side's, round by round."""
+    first = next(iter(load["sides"].values()))
+    return [ours[figure] / base[figure] for ours, base in zip(load["sides"][side], first, strict=True)]
+
+
+def _figure_cells(
+    load: Mapping[str, Any], side: str, figure: str, goals: Mapping[str, float]
+) -> tuple[str, str, str]:
+    """A figure's median, its ratio to the first side with the spread, and the goal."""
+    runs = load["sides"][side]
+    if runs[0][figure] is None:
+        return "", "", ""
+    value = f"{_median(runs, figure):.1f}" if figure == "cpu_microseconds" else f"{_median(runs, figure):.3f}"
+    found = ratios(load, side, figure)
+    ratio = f"**{statistics.median(found):.2f}** ({min(found):.2f}–{max(found):.2f})"
+    is_first = side == next(iter(load["sides"]))
+    return value, "" if is_first else ratio, f"≤ {goals[figure]:.2f}" if figure in goals else ""
+
+
+def _median_text(runs: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
+    return "" if runs[0][key] is None else f"{_median(runs, key):.{digits}f}"
 
 
 def legend(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -42,7 +42,7 @@ class Bench:
     idle_sessions: int
     plan: Plan
     opened_streams: int = 5000
-    idle_streams: int = 4000
+    idle_streams: int = 12_000
 
     def models(self, weights_dtype: WeightsDtype = "float32") -> Path:
         """A directory with the model, random weights over 256 tokens."""

@@ -330,6 +330,18 @@ class TestCompression:
         memory.exchange()
         assert memory.answers[stream].messages == [str(3 << 20).encode()]
 
+    def test_packing_counts_against_what_is_pulled_at_once(self) -> None:
+        """Or a megabyte of zeros for each of many calls would be packed in one turn, as its gzip is short."""
+        memory = Memory()
+        stream = memory.open("/test.Test/Endless", grpc_encoding="gzip", grpc_accept_encoding="gzip")
+        memory.send(stream, framed(ASK.pack(1, 50_000)))
+        memory.http2.receive(memory.client.data_to_send())
+        memory.grpc.process(ANY_BUDGET)
+        memory.grpc.pull(100_000)
+        memory.read(memory.http2.take_output())
+        assert len(memory.answers[stream].messages) == 2
+        assert memory.grpc.has_output
+
     def test_many_messages_of_one_frame_count_against_the_turn(self) -> None:
         memory = Memory()
         stream = memory.open()
@@ -494,6 +506,20 @@ class TestEnds:
         assert answer.status == Code.INTERNAL
         assert not answer.trailers
         assert memory.totals.calls == 0
+
+    def test_nothing_is_received_behind_the_end(self) -> None:
+        memory = Memory(window=0)
+        stream = memory.open("/test.Test/Many")
+        memory.send(stream, framed(ASK.pack(1, 10)))
+        memory.exchange()
+        memory.log.calls[0].end(OK)
+        memory.send(stream, framed(ASK.pack(1, 10)), end=True)
+        memory.exchange()
+        assert len(memory.log.received) == 1
+        assert not memory.log.handlers[0].is_half_closed
+        memory.client.increment_flow_control_window(100, stream)
+        memory.exchange()
+        assert (len(memory.answers[stream].messages), memory.answers[stream].status) == (1, 0)
 
 
 class TestUnstarted:

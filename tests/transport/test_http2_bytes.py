@@ -8,6 +8,7 @@ from itertools import pairwise
 import h2.config
 import h2.connection
 import h2.settings
+import hpack
 import hypothesis
 import pytest
 from hypothesis import given
@@ -157,11 +158,30 @@ def test_a_header_block_costs_a_unit_for_each_kib() -> None:
     connection.receive(raw.headers(1, raw.REQUEST + raw.field(b"n", b"v") * 200))
     connection.events(ANY_BUDGET)
     assert connection.spent == 1 + list_bytes // 1024 == 7
-    block = raw.REQUEST + raw.field(b"n", b"v")
-    for stream_id in (3, 5):
-        connection.receive(raw.headers(stream_id, block))
+    huffman = hpack.Encoder().encode([(b"n", b"\x01" * 1000)])  # 23 bits for each byte (RFC 7541, appendix B)
+    connection.receive(raw.headers(3, raw.REQUEST + huffman))
+    connection.events(ANY_BUDGET)
+    assert connection.spent == 1 + (23 * 1000 // 8) // 1024
+
+
+def test_a_remembered_block_costs_no_more_than_its_frame() -> None:
+    """Nothing is decoded for it."""
+    connection = greeted()
+    entry = b"\x40\x01n\x64" + bytes([65]) * 100  # adds to the table what 0xbe names
+    connection.receive(raw.headers(1, raw.REQUEST + entry))
+    for stream_id, cost in ((1, 1), (3, 2), (5, 1)):
+        connection.receive(raw.headers(stream_id, raw.REQUEST + b"\xbe" * 10) if stream_id > 1 else b"")
         connection.events(ANY_BUDGET)
-        assert connection.spent == 1
+        assert connection.spent == cost
+
+
+def test_a_frame_that_is_too_long_is_input_once_its_header_is_there() -> None:
+    """The rest of it may never come, and the fault is known."""
+    connection = greeted()
+    connection.receive(raw.ping() + raw.frame(raw.DATA, 0, 1, bytes(16_385))[:9])
+    connection.events(1)
+    assert connection.has_input
+    assert [name for name, *_ in plain(connection.events(1))] == ["ConnectionFailed"]
 
 
 def test_no_budget_reads_nothing() -> None:

@@ -200,13 +200,8 @@ def _gzip_of_zeros(megabytes: int) -> bytes:
     check = 0
     for _ in range(megabytes):
         check = zlib.crc32(megabyte, check)
-    return (
-        b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-        + once * megabytes
-        + last
-        + check.to_bytes(4, "little")
-        + size.to_bytes(4, "little")
-    )
+    trailer = struct.pack("<II", check, (megabytes << 20) & 0xFFFFFFFF)
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + once * megabytes + last + trailer
 
 
 async def _bombs(attack: Attack, megabytes: int, streams: int) -> None:
@@ -329,8 +324,8 @@ async def settings_flood(attack: Attack) -> None:
 
 @attack
 async def window_settings(attack: Attack) -> None:
-    """1,000 open calls, and SETTINGS that change the window of each, 20,000 a second."""
-    opening = b"".join(_call(_stream(n), PREDICT, b"") for n in range(1000))
+    """100 open calls, and SETTINGS that change the window of each, 20,000 a second."""
+    opening = b"".join(_call(_stream(n), PREDICT, b"") for n in range(100))
     await _flood(attack, lambda n: frames.settings(window=n % 2 * 65_535), 20_000, opening=opening)
 
 
@@ -525,7 +520,7 @@ async def slow_preface(attack: Attack) -> None:
 
     async def one() -> None:
         while True:
-            connection = await attack.connect(opening=b"")
+            connection = await attack.connect(opening=b"", acknowledges=False)
             for byte in frames.PREFACE[:-1]:
                 connection.say(bytes([byte]))
                 attack.sent += 1
@@ -541,10 +536,10 @@ async def slow_preface(attack: Attack) -> None:
 @attack
 async def slow_bytes(attack: Attack) -> None:
     """200 connections that say a call byte by byte, 20 bytes a second each."""
-    said = _call(1, PREDICT, _opening())
+    said = _call(1, PREDICT, _opening(), end=True)
 
     async def one() -> None:
-        connection = await attack.connect()
+        connection = await attack.connect(acknowledges=False)  # which would come between two bytes of a frame
         for byte in said:
             connection.say(bytes([byte]))
             attack.sent += 1

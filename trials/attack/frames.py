@@ -124,11 +124,13 @@ class RawConnection(asyncio.Protocol):
     Args:
         heard: What is counted, shared by all connections of an attack: `GOAWAY ENHANCE_YOUR_CALM`,
             `RST_STREAM CANCEL`, `grpc-status 8`, `http 415`, `closed`.
+        opening: What it says at once.
         acknowledges: Whether it answers SETTINGS and PING, as every honest client does.
     """
 
-    def __init__(self, heard: Counter[str], *, acknowledges: bool = True) -> None:
+    def __init__(self, heard: Counter[str], opening: bytes, *, acknowledges: bool = True) -> None:
         self._heard = heard
+        self._opening = opening
         self._acknowledges = acknowledges
         self._buffer = bytearray()
         self._decoder = hpack.Decoder()
@@ -142,8 +144,9 @@ class RawConnection(asyncio.Protocol):
         self.told = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; say nothing yet."""
+        """Say the opening, before anything that the server says is answered."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
+        self.say(self._opening)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count that the server ended it, unless we did."""
@@ -242,9 +245,13 @@ async def connect(
     """
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(
-        lambda: RawConnection(heard, acknowledges=acknowledges), "127.0.0.1", port, ssl=tls
+        lambda: RawConnection(
+            heard, PREFACE + settings() if opening is None else opening, acknowledges=acknowledges
+        ),
+        "127.0.0.1",
+        port,
+        ssl=tls,
     )
     if not reads:
         connection.transport.pause_reading()
-    connection.say(PREFACE + settings() if opening is None else opening)
     return connection

@@ -151,18 +151,17 @@ def attack(
     told = _line(attacker)
     attacker.wait()
     if not server.is_up():
-        return Outcome(
-            name, before, during, (memory, 0, 0), told["sent"], told["heard"], ("the server died",)
-        )
+        memory, problems = (at_first, 0, 0), ("the server died",)
+        return Outcome(name, before, during, memory, told["sent"], told["heard"], problems)
     peak = server.resident_bytes_peak()
     time.sleep(SETTLE_SECONDS)
     after = honest.measure(seconds)
-    problems = [*before["wrong"], *during["wrong"], *after["wrong"], *server.mistakes()[mistakes:]]
+    found = [*before["wrong"], *during["wrong"], *after["wrong"], *server.mistakes()[mistakes:]]
     if after["answers_least"] == 0:
-        problems.append("after the attack a session had no answer")
+        found.append("after the attack a session had no answer")
     without = {key: (before[key] + after[key]) / 2 for key in ("rate", "p50_ms", "p99_ms", "max_ms")}
-    memory = (at_first, peak, server.resident_bytes())
-    return Outcome(name, without, during, memory, told["sent"], told["heard"], tuple(problems[:5]))
+    memory, problems = (at_first, peak, server.resident_bytes()), tuple(found[:5])
+    return Outcome(name, without, during, memory, told["sent"], told["heard"], problems)
 
 
 def split_cores() -> tuple[set[int] | None, set[int] | None]:

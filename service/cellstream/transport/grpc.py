@@ -48,6 +48,9 @@ from cellstream.transport.http2 import (
 REQUESTS_REMEMBERED_MAX = 32
 """Header lists of a connection that need not be read again; a client has a handful, but for its deadlines."""
 
+REQUEST_REMEMBERED_BYTES_MAX = 1024
+"""Bytes of such a list; what clients send by themselves has some 200."""
+
 GZIP_BYTES_MIN = 256
 """Bytes of a message below which gzip saves less than its own 18 bytes and the time are worth."""
 
@@ -286,6 +289,7 @@ class GrpcCall:
         """See `call.Call`."""
         if self.status is None and not self.is_over:
             self.status = status
+            self.connection.end_input(self)
             self.connection.requeue(self)
 
     def renew_window(self) -> int:
@@ -322,6 +326,7 @@ class GrpcConnection:
         "_later",
         "_message_bytes_max",
         "_notice",
+        "_packed_bytes",
         "_requests",
         "_ring",
         "_totals",
@@ -360,6 +365,7 @@ class GrpcConnection:
         self._interrupted: GrpcCall | None = None  # whole messages of it are left for the next turn
         self._units = 0  # of the turn's budget, beyond frames and header bytes
         self._budget = 0
+        self._packed_bytes = 0  # of messages, since `pull` began: packing takes time
         self._is_lost = False
 
     def __repr__(self) -> str:
@@ -495,9 +501,10 @@ class GrpcConnection:
         request = self._requests.get(key)
         if request is None:
             request = read_request(headers, self._totals.methods)
-            if len(self._requests) >= REQUESTS_REMEMBERED_MAX:
-                self._requests.clear()
-            self._requests[key] = request
+            if sum(len(name) + len(value) for name, value in headers) <= REQUEST_REMEMBERED_BYTES_MAX:
+                if len(self._requests) >= REQUESTS_REMEMBERED_MAX:
+                    self._requests.clear()
+                self._requests[key] = request
         return request
 
     def _take_data(self, event: DataReceived) -> None:
@@ -639,14 +646,14 @@ class GrpcConnection:
 
     def _refuse_input(self, call: GrpcCall, status: Status) -> None:
         """Read no more of a call; it ends with this status when what came before is answered."""
-        self._end_input(call)
+        self.end_input(call)
         if call.handler is None:
             self._finish(call, status)
             return
         call.input_status = status
         self._tell_half_closed(call)
 
-    def _end_input(self, call: GrpcCall) -> None:
+    def end_input(self, call: GrpcCall) -> None:
         """Let go of what is buffered, and take nothing more."""
         call.is_input_over = True
         call.partial = call.first = None
@@ -662,7 +669,7 @@ class GrpcConnection:
                 self._refuse_input(call, Status(Code.INTERNAL, "the client ended the call inside a message."))
             return
         first = call.first
-        self._end_input(call)
+        self.end_input(call)
         method = call.request.method
         assert method is not None, "a call that is open has its method"
         if method.one_request and first is None:
@@ -720,15 +727,16 @@ class GrpcConnection:
         """Ask the calls for output in turns, until HTTP/2 holds so many bytes or nobody has anything to send.
 
         Args:
-            bytes_max: Of `output_bytes`; a frame more may be there at the end.
+            bytes_max: Of `output_bytes`, and of what is packed; a frame more may be there at the end.
         """
         http2, ring = self._http2, self._ring
+        self._packed_bytes = 0
         if self._window_opened:
             self._window_opened = False
             ring.extend(self._blocked)
             self._blocked.clear()
         frame_bytes_max = http2.frame_bytes_max
-        while ring and http2.output_bytes < bytes_max:
+        while ring and http2.output_bytes + self._packed_bytes < bytes_max:
             call = ring.popleft()
             if call.is_over:
                 continue
@@ -768,6 +776,7 @@ class GrpcConnection:
             return None
         if message is not None:
             if call.request.is_gzip and call.request.accepts_gzip:
+                self._packed_bytes += len(message)
                 return _pack(message)
             return _PREFIX.pack(0, len(message)) + message
         call.is_queued = False
@@ -849,7 +858,7 @@ class GrpcConnection:
         if call.is_over:
             return
         call.status, call.input_status = status, None
-        self._end_input(call)
+        self.end_input(call)
         self._tell_closed(call, Why.ENDED)
         if call.pending is None:
             self._finish(call, status)
@@ -877,7 +886,7 @@ class GrpcConnection:
     def _close(self, call: GrpcCall, why: Why) -> None:
         if call.is_over:
             return
-        self._end_input(call)
+        self.end_input(call)
         call.is_over = True
         call.pending = None
         call.stream.owner = None

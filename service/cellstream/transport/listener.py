@@ -42,8 +42,9 @@ log = structlog.get_logger(__name__)
 WRITE_BUFFER_BYTES = 64 << 10
 """Bytes that wait in a transport before no more are pulled: enough to keep a fast socket busy for a turn."""
 
-TURN_WRITE_BYTES_MAX = 256 << 10
-"""Bytes of one connection written in a turn, so that a client that reads fast does not hold the loop."""
+TURN_WRITES_MAX = 4
+"""Writes of one connection in a turn, of `WRITE_BUFFER_BYTES` and a little more each, so that a client that
+reads fast does not hold the loop."""
 
 UNREAD_OUTPUT_BYTES_MAX = 64 << 10
 """Bytes of acknowledgements and the like that a peer may leave unread before it is not read. Against: PING
@@ -85,7 +86,7 @@ class Listener:
     Attributes:
         port: Where it listens; 0 for a Unix socket.
         ended: How many connections we ended, by cause: `connections_max`, `handshake`, `preface`,
-            `keepalive`, `stalled`, `calm_down` (a flood), `protocol_error`, `mistake` (ours); and
+            `keepalive`, `stalled`, `calm_down` (a flood), `protocol_error`, `tls`, `mistake` (ours); and
             `stalled_call`: calls that were reset because their client did not read.
 
     Raises:
@@ -107,6 +108,7 @@ class Listener:
         self._waiting: deque[_Connection] = deque()  # their input was more than a turn's budget
         self._handshakes: deque[_Connection] = deque()  # bytes of theirs wait for their turn
         self._is_armed = False
+        self._is_over = False  # no connection is taken any more
         self._changed: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
         self.totals = Totals(settings, service, self._now, self._call_at)
@@ -163,6 +165,7 @@ class Listener:
             connection.start_drain()
         end = self._loop.time() + seconds
         await self._wait(lambda: not self.calls and all(c.is_last_goaway_sent for c in before), end)
+        self._is_over = True
         for server in self._servers:
             server.close()
         text = "the server went away before the call was over."
@@ -196,6 +199,8 @@ class Listener:
 
     def add(self, connection: _Connection) -> bool:
         """Take a new connection; return whether there is room for it."""
+        if self._is_over:
+            return False
         if len(self._connections) >= self.settings.connections_max:
             self.ended["connections_max"] += 1
             return False
@@ -480,14 +485,15 @@ class _Connection(asyncio.Protocol):
             return
         if self._tls is not None and not self._tls.is_ready:
             return
-        http2, written = self._http2, 0
-        while self._write_paused_at is None and written < TURN_WRITE_BYTES_MAX:
+        http2 = self._http2
+        for _ in range(TURN_WRITES_MAX):
             self._grpc.pull(WRITE_BUFFER_BYTES)
             if not http2.output_bytes:
                 break
             output = http2.take_output()
-            written += len(output)
             self._transport.write(output if self._tls is None else self._tls.write(output))
+            if self._write_paused_at is not None or not self._grpc.has_output:
+                break
         if self._is_leaving and not http2.output_bytes and not self._grpc.has_output:
             self._linger()
 
@@ -496,7 +502,7 @@ class _Connection(asyncio.Protocol):
 
     def _update_reading(self) -> None:
         """Read exactly while what is read can be dispatched."""
-        if self._is_closed:
+        if self._is_closed or self._transport.is_closing():
             return
         unread = self._is_output_unread()
         if not unread and not self._is_waiting and self._grpc.has_input and not self._is_leaving:
@@ -650,7 +656,7 @@ class _Connection(asyncio.Protocol):
         """Close at once; `connection_lost` follows."""
         if cause:
             self._listener.ended[cause] += 1
-        self._is_leaving = True
+        self._is_leaving = self._is_lingering = True
         if not self._is_closed:
             self._transport.abort()
 
@@ -666,7 +672,7 @@ class _Connection(asyncio.Protocol):
     def _break(self, error: Exception) -> None:
         if isinstance(error, TlsFailed):
             log.debug("tls_failed", why=str(error))
-            self._listener.ended["handshake"] += 1
+            self._listener.ended["tls" if self._tls is not None and self._tls.is_ready else "handshake"] += 1
             self._stop_input()
             self._linger()
             return

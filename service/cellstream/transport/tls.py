@@ -288,9 +288,16 @@ class TlsSession:
         return b"".join(pieces)
 
     def write(self, data: bytes) -> bytes:
-        """Return data as it goes to the peer, with what else OpenSSL has to say."""
-        if data:
-            self._tls.write(data)
+        """Return data as it goes to the peer, with what else OpenSSL has to say.
+
+        Raises:
+            TlsFailed: The connection is broken.
+        """
+        try:
+            if data:
+                self._tls.write(data)
+        except ssl.SSLError as error:
+            raise TlsFailed(error.reason or "TLS failed") from None
         return self._outgoing.read()
 
     def close(self) -> bytes:
