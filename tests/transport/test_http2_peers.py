@@ -153,7 +153,8 @@ class Conversation(RuleBasedStateMachine):
             return
         stream = writable[which % len(writable)]
         self.ended_by_server.add(stream.id)
-        if by_trailers:
+        # RFC 9113, section 6.9.1 lets an empty DATA frame pass without room; h2 does not if it is negative.
+        if by_trailers or self.server.room(stream) < 0:
             self.server.send_headers(stream, TRAILERS, end=True)
         else:
             self.server.send_data(stream, b"", end=True)

@@ -132,7 +132,7 @@ class TestLiving:
     """Silent peers, peers that do not read, and faults of ours."""
 
     def test_a_silent_peer_is_pinged_and_ended_without_an_answer(self) -> None:
-        settings = {"handshake_seconds": 0.1, "keepalive_seconds": 0.1, "keepalive_timeout_seconds": 0.1}
+        settings = {"handshake_seconds": 0.5, "keepalive_seconds": 0.1, "keepalive_timeout_seconds": 0.1}
         with Server(**settings) as server, server.connect() as connected:
             other = h2.connection.H2Connection()
             other.initiate_connection()
@@ -142,7 +142,7 @@ class TestLiving:
             assert server.ended == {"keepalive": 1}
 
     def test_one_that_answers_stays(self) -> None:
-        settings = {"handshake_seconds": 0.1, "keepalive_seconds": 0.05, "keepalive_timeout_seconds": 1}
+        settings = {"handshake_seconds": 0.5, "keepalive_seconds": 0.05, "keepalive_timeout_seconds": 1}
         with Server(**settings) as server, server.client() as client:
             client.until(lambda: len(client.pings) == 2)
             assert server.ended == {}
@@ -156,7 +156,7 @@ class TestLiving:
         server.until(lambda: server.listener.calls == 0)
 
     def test_a_peer_that_does_not_read_its_socket_is_ended(self) -> None:
-        with Server(handshake_seconds=0.2, stall_seconds_max=0.2) as server, server.connect() as connected:
+        with Server(handshake_seconds=0.5, stall_seconds_max=0.2) as server, server.connect() as connected:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client = Client(connected)
             client.http2.increment_flow_control_window(1 << 30)
@@ -167,7 +167,7 @@ class TestLiving:
             assert server.ended == {"stalled": 1}
 
     def test_a_stream_whose_window_stays_shut_is_reset(self) -> None:
-        with Server(handshake_seconds=0.2, stall_seconds_max=0.2) as server, server.connect() as connected:
+        with Server(handshake_seconds=0.5, stall_seconds_max=0.2) as server, server.connect() as connected:
             client = Client(connected, acknowledges=False)
             stalled = client.open("/test.Test/Endless", framed(ASK.pack(1, 1000)))
             client.until(lambda: client.answers[stalled].reset is not None)

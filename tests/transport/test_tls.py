@@ -189,7 +189,7 @@ class TestTls:
             assert server.ended == {"handshake": 1}
 
     def test_after_it_the_preface_has_its_time(self, files: Files) -> None:
-        with Server(handshake_seconds=0.3, **files.settings) as server:
+        with Server(handshake_seconds=1, **files.settings) as server:
             with (
                 context(files).wrap_socket(server.connect(), server_hostname="localhost") as connected,
                 suppress(ssl.SSLError, ConnectionResetError),
