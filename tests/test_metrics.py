@@ -25,6 +25,10 @@ from cellstream.metrics import (
 CENSUS = Census(
     streams=3,
     draining=True,
+    connections=9,
+    connections_ended={"calm_down": 2, "preface": 0},
+    unfinished_bytes=100,
+    unsent_bytes=200,
     log_lines_dropped=12,
     models=(
         ModelCensus(
@@ -210,6 +214,11 @@ def test_gauges_are_read_at_the_scrape(registry: CollectorRegistry, metrics: Met
     assert registry.get_sample_value("cellstream_streams") == 3
     assert registry.get_sample_value("cellstream_draining") == 1
     assert registry.get_sample_value("cellstream_log_lines_dropped_total") == 12
+    assert registry.get_sample_value("cellstream_connections") == 9
+    assert registry.get_sample_value("cellstream_connections_ended_total", {"cause": "calm_down"}) == 2
+    assert registry.get_sample_value("cellstream_connections_ended_total", {"cause": "preface"}) == 0
+    assert registry.get_sample_value("cellstream_unfinished_bytes") == 100
+    assert registry.get_sample_value("cellstream_unsent_bytes") == 200
 
 
 def test_causes_and_reasons_begin_at_zero(registry: CollectorRegistry, metrics: Metrics) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 from urllib.parse import parse_qs
@@ -106,6 +106,9 @@ TABLE = (
     Row("refusals", "counter", ("reason",), "What was refused as wrong, or for want of capacity, by reason."),
     Row("errors", "counter", ("reason",), "What failed after it was taken, by reason."),
     Row("waiter_errors", "counter", (), "Callbacks of a waiter that raised; a fault of the server."),
+    Row("connections_ended", "counter", ("cause",),
+        "Connections, and calls that were not read, that the native transport ended, by cause.",
+        in_census=True),
     Row("log_lines_dropped", "counter", (),
         "Log lines that standard error did not take: it was closed, full, or not read.", in_census=True),
 
@@ -118,6 +121,9 @@ TABLE = (
     Row("model_info", "gauge", _INFO,
         "1 for each version served. Equal numerics digests: equal answers, bit for bit if exact."),
     Row("streams", "gauge", (), "Streams open: calls of Predict and Generate."),
+    Row("connections", "gauge", (), "Connections open, of the native transport."),
+    Row("unfinished_bytes", "gauge", (), "Bytes of messages that have not come whole."),
+    Row("unsent_bytes", "gauge", (), "About how many bytes of responses wait for their clients to read."),
     Row("draining", "gauge", (), "1 while the server is going away."),
 )
 # fmt: on
@@ -144,11 +150,18 @@ class ModelCensus:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """The server at the moment of a scrape; the fields are the rows of the table that it holds."""
+    """The server at the moment of a scrape; the fields are the rows of the table that it holds.
+
+    A row with the label `cause` is a number for each cause.
+    """
 
     streams: int
     draining: bool
     models: Sequence[ModelCensus]
+    connections: int = 0
+    connections_ended: Mapping[str, int] = field(default_factory=dict)
+    unfinished_bytes: int = 0
+    unsent_bytes: int = 0
     log_lines_dropped: int = 0
 
 
@@ -295,6 +308,11 @@ class _CensusCollector(Collector):
         census = self.source()
         for row in filter(_is_in_census, TABLE):
             family = _family(row)
+            if row.labels == ("cause",):
+                for cause, count in getattr(census, row.attribute).items():
+                    family.add_metric([cause], count)
+                yield family
+                continue
             for counted in census.models if row.labels else (census,):
                 labels = [_label(getattr(counted, name)) for name in row.labels]
                 family.add_metric(labels, 1.0 if row.labels == _INFO else getattr(counted, row.attribute))

@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     )
     metrics_connections_max: PositiveInt = Field(
         default=64,
-        description="Connections of the metrics port; beyond it, the one that has asked for nothing longest is "
-        "closed. A scraper needs one. Against: connection floods.",
+        description="Connections of the metrics port; beyond it, the one that has asked for nothing longest "
+        "is closed. A scraper needs one. Against: connection floods.",
     )
     metrics_request_seconds: PositiveFloat = Field(
         default=10.0,
@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     )
     buffered_bytes_max: PositiveInt = Field(
         default=256 << 20,
-        description="Bytes of unfinished messages, and again of unsent responses, over all streams; beyond it "
-        "a stream gets its fair share, and of unfinished messages the oldest goes on.",
+        description="Bytes of unfinished messages, and again of unsent responses, over all streams; beyond "
+        "it a stream gets its fair share, and of unfinished messages the oldest goes on.",
     )
     response_bytes_max: PositiveInt = Field(
         default=1 << 20,
@@ -204,8 +204,8 @@ class Settings(BaseSettings):
     )
     header_list_bytes_max: PositiveInt = Field(
         default=16_384,
-        description="Bytes of a call's decoded headers, HTTP/2's count; beyond it the call is refused, beyond "
-        "four times as many the connection. Against: header bombs (HPACK bombs, CVE-2016-6581).",
+        description="Bytes of a call's decoded headers, HTTP/2's count; beyond it the call is refused, "
+        "beyond four times as many the connection. Against: header bombs (HPACK bombs, CVE-2016-6581).",
     )
     header_block_bytes_max: PositiveInt = Field(
         default=32_768,
@@ -214,16 +214,18 @@ class Settings(BaseSettings):
     )
     resets_burst: PositiveInt = Field(
         default=1000,
-        description="Streams of a connection that end early at once, whoever resets them, before it is told to "
-        "calm down; nghttp2's default. Against: rapid reset (CVE-2023-44487), MadeYouReset (CVE-2025-8671).",
+        description="Streams of a connection that end early at once, whoever resets them, before it is told "
+        "to calm down; nghttp2's default. Against: rapid reset (CVE-2023-44487) and MadeYouReset "
+        "(CVE-2025-8671).",
     )
     resets_per_second: PositiveFloat = Field(
         default=33.0, description="Resets that a connection regains each second; nghttp2's default."
     )
     control_frames_burst: PositiveInt = Field(
         default=1000,
-        description="SETTINGS, PRIORITY, empty DATA and other frames without content of a connection at once, "
-        "before it is told to calm down. Against: SETTINGS and empty-frame floods (CVE-2019-9515, -9518).",
+        description="SETTINGS, PRIORITY, empty DATA and other frames without content of a connection at "
+        "once, before it is told to calm down. Against: SETTINGS and empty-frame floods (CVE-2019-9515, "
+        "CVE-2019-9518).",
     )
     control_frames_per_second: PositiveFloat = Field(
         default=100.0, description="Such frames that a connection regains each second."
@@ -231,15 +233,16 @@ class Settings(BaseSettings):
     ping_seconds_min: PositiveFloat = Field(
         default=5.0,
         description="Least time between two PINGs of a client on a connection to which nothing was sent "
-        "meanwhile: the least keepalive interval that a client may have. Against: PING floods (CVE-2019-9512).",
+        "meanwhile: the least keepalive interval that a client may have. Against: PING floods "
+        "(CVE-2019-9512).",
     )
     ping_strikes_max: PositiveInt = Field(
         default=2, description="PINGs that come too soon before the connection is ended; gRPC's default."
     )
     handshake_seconds: PositiveFloat = Field(
         default=5.0,
-        description="From a connection's beginning to its end of TLS, and again to HTTP/2's preface. Against: "
-        "connections that say nothing (slowloris).",
+        description="From a connection's beginning to its end of TLS, and again to HTTP/2's preface. "
+        "Against: connections that say nothing (slowloris).",
     )
     first_message_seconds: PositiveFloat = Field(
         default=30.0,
@@ -278,8 +281,8 @@ class Settings(BaseSettings):
     )
     log_buffer_bytes_max: PositiveInt = Field(
         default=1 << 20,
-        description="Bytes of log lines that standard error has not taken, some thousand lines; beyond it lines "
-        "are dropped and counted. Against: a reader of the log that stops reading.",
+        description="Bytes of log lines that standard error has not taken, some thousand lines; beyond it "
+        "lines are dropped and counted. Against: a reader of the log that stops reading.",
     )
 
 

@@ -157,7 +157,7 @@ class Body:
         """Send it; False if the stream or the connection ended first."""
         at, connection = 0, self._connection
         while at < len(body):
-            room = min(frames.WINDOW + connection.windows[number] for number in (0, self._stream))
+            room = connection.room(self._stream)
             if room > 0:
                 piece = body[at : at + room]
                 at += len(piece)

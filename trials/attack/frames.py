@@ -139,6 +139,7 @@ class RawConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
         self.closed = asyncio.Event()
         self.windows: Counter[int] = Counter()
+        self.initial_window = WINDOW
         self.streams_ended: set[int] = set()
         self.data_bytes = 0
         self.told = asyncio.Event()
@@ -195,10 +196,19 @@ class RawConnection(asyncio.Protocol):
             self.windows[stream] += struct.unpack(">I", payload)[0]
         elif kind == DATA:
             self.data_bytes += len(payload)
-        elif kind in (SETTINGS, PING) and not flags & ACK and self._acknowledges:
-            self.say(frame(kind, ACK, payload=payload if kind == PING else b""))
+        elif kind in (SETTINGS, PING) and not flags & ACK:
+            if kind == SETTINGS:
+                self._take_settings(payload)
+            if self._acknowledges:
+                self.say(frame(kind, ACK, payload=payload if kind == PING else b""))
         if kind in (HEADERS, DATA) and flags & END_STREAM:
             self.streams_ended.add(stream)
+
+    def _take_settings(self, payload: bytes) -> None:
+        """Take over what the server says of a stream's first window."""
+        for number, value in struct.iter_unpack(">HI", payload):
+            if number == INITIAL_WINDOW_SIZE:
+                self.initial_window = value
 
     def _hear_headers(self, payload: bytes) -> None:
         for name, value in self._decoder.decode(payload):
@@ -206,6 +216,10 @@ class RawConnection(asyncio.Protocol):
                 self._heard[f"grpc-status {value}"] += 1
             elif name == ":status" and value != "200":
                 self._heard[f"http {value}"] += 1
+
+    def room(self, stream: int) -> int:
+        """How many bytes of DATA the server takes now on this stream."""
+        return min(WINDOW + self.windows[0], self.initial_window + self.windows[stream])
 
     def say(self, said: bytes) -> None:
         """Write it, if the connection is still there."""

@@ -154,7 +154,7 @@ def attack(
         memory, problems = (at_first, 0, 0), ("the server died",)
         return Outcome(name, before, during, memory, told["sent"], told["heard"], problems)
     peak = server.resident_bytes_peak()
-    time.sleep(SETTLE_SECONDS)
+    honest.measure(SETTLE_SECONDS)
     after = honest.measure(seconds)
     found = [*before["wrong"], *during["wrong"], *after["wrong"], *server.mistakes()[mistakes:]]
     if after["answers_least"] == 0:
@@ -172,15 +172,21 @@ def split_cores() -> tuple[set[int] | None, set[int] | None]:
 
 @contextmanager
 def under_attack(
-    folder: Path, transport: str, tree: Path, *, sessions: int = SESSIONS, tls: bool = False
+    folder: Path,
+    transport: str,
+    *,
+    tree: Path = ROOT,
+    sessions: int = SESSIONS,
+    tokens: int = REFERENCE_TOKENS,
+    tls: bool = False,
 ) -> Iterator[tuple[Server, Honest]]:
-    """A server with honest sessions."""
+    """A server with honest sessions; they and their answers are computed once for a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     models, reference = folder / "models", folder / "reference.npz"
     if not reference.exists():
         models.mkdir()
         write_models(models)
-        write_reference(reference, Oracle(models), sessions, REFERENCE_TOKENS)
+        write_reference(reference, Oracle(models), sessions, tokens)
     certificates = make_certificates(folder) if tls else None
     settings: dict[str, object] = {"transport": None if transport == "none" else transport}
     if certificates:
@@ -220,7 +226,7 @@ def run(transport: str, only: Sequence[str], tree: Path, results: Path | None, s
 def _one(folder: Path, transport: str, tree: Path, name: str, seconds: float) -> Outcome:
     _, others = split_cores()
     try:
-        with under_attack(folder, transport, tree, tls=name in OVER_TLS) as (server, honest):
+        with under_attack(folder, transport, tree=tree, tls=name in OVER_TLS) as (server, honest):
             return attack(server, honest, name, seconds, others)
     except (RuntimeError, BrokenPipeError, AssertionError) as error:
         nothing = {"rate": 1.0, "p50_ms": 0.0, "p99_ms": 1.0, "max_ms": 0.0}

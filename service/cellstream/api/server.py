@@ -72,7 +72,6 @@ class Transport(Protocol):
 
     Attributes:
         port: The port that was bound; 0: a Unix socket.
-        calls: How many calls are open.
         loop_turns: How many turns of the event loop it needs between two calls of an engine.
     """
 
@@ -80,8 +79,20 @@ class Transport(Protocol):
     loop_turns: int
 
     @property
+    def connections(self) -> int:
+        """How many connections are open."""
+
+    @property
     def calls(self) -> int:
         """How many calls are open."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of messages that have not come whole."""
+
+    @property
+    def ended(self) -> Mapping[str, int]:
+        """How many connections it ended, by cause."""
 
     async def start(self) -> None:
         """Listen."""
@@ -302,6 +313,10 @@ class Server:
         return Census(
             streams=len(self.registry.streams),
             draining=self.registry.draining,
+            connections=self._transport.connections,
+            connections_ended=self._transport.ended,
+            unfinished_bytes=self._transport.buffered_bytes,
+            unsent_bytes=self._context.unsent.total,
             log_lines_dropped=log_lines_dropped,
             models=[self._model_census(served) for served in self._catalogue],
         )

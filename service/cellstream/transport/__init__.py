@@ -1,1 +1,1 @@
-"""From bytes to messages and back: HTTP/2, gRPC over it, and the sockets below. It knows no message of ours."""
+"""From bytes to messages and back: HTTP/2, gRPC over it, the sockets below. It knows no message of ours."""

@@ -18,8 +18,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -53,6 +54,9 @@ class GrpcioServer:
     """
 
     loop_turns = LOOP_TURNS
+    connections = 0  # which it tells nobody, as how they end and what it buffers
+    buffered_bytes = 0
+    ended: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, settings: Settings, service: Service, sockets: list[socket.socket]) -> None:
         self._settings = settings

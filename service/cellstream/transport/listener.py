@@ -75,6 +75,21 @@ _DRAIN_PING = b"draining"
 _ALIVE_PING = b"alive???"
 
 
+ENDED_CAUSES = (
+    "connections_max",
+    "handshake",  # TLS's failed, or was not done in time
+    "preface",  # did not come in time
+    "keepalive",  # a PING was not answered
+    "stalled",  # nothing that we wrote was taken
+    "stalled_call",  # one call, not its connection: what it had to be sent was not read
+    "calm_down",  # a flood
+    "protocol_error",
+    "tls",  # a fault after the handshake
+    "mistake",  # of ours
+)
+"""Why we end a connection."""
+
+
 class Listener:
     """A server's connections.
 
@@ -85,9 +100,7 @@ class Listener:
 
     Attributes:
         port: Where it listens; 0 for a Unix socket.
-        ended: How many connections we ended, by cause: `connections_max`, `handshake`, `preface`,
-            `keepalive`, `stalled`, `calm_down` (a flood), `protocol_error`, `tls`, `mistake` (ours); and
-            `stalled_call`: calls that were reset because their client did not read.
+        ended: How many connections we ended, by one of `ENDED_CAUSES`.
 
     Raises:
         SettingsInvalid: A file of TLS is not right.
@@ -97,7 +110,7 @@ class Listener:
 
     def __init__(self, settings: Settings, service: Service, sockets: list[socket.socket]) -> None:
         self.settings = settings
-        self.ended: Counter[str] = Counter()
+        self.ended = Counter(dict.fromkeys(ENDED_CAUSES, 0))
         self.port = 0 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
         self.certificates = Certificates(settings) if _wants_tls(settings) else None
         self.budget = self._budget_max = TURN_SHARE * settings.connection_turn_frames_max
