@@ -99,14 +99,19 @@ def _fronts_short(results: Path) -> str:
     return f"In this run: {'; '.join(missed)}." if missed else "In this run: none."
 
 
-def _profile(results: Path) -> str:
-    loads: Mapping[str, Mapping[str, Any]] = _read(results, "profile")["profile"]
-    lines = ["| CPU µs a token | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
-    for part in next(iter(loads.values()))["parts"]:
-        costs = " | ".join(f"{load['parts'][part]:.1f}" for load in loads.values())
-        lines += [f"| {part} | {costs} |"]
-    totals = " | ".join(f"**{load['cpu_microseconds']:.1f}**" for load in loads.values())
-    return "\n".join([*lines, f"| all | {totals} |"])
+def _profile(parts: str) -> Callable[[Path], str]:
+    """A table of one division of a token's time: `parts`, by library, or `modules`, by part of ours."""
+
+    def block(results: Path) -> str:
+        loads: Mapping[str, Mapping[str, Any]] = _read(results, "profile")["profile"]
+        lines = ["| CPU µs a token | " + " | ".join(loads) + " |", "|---" * (len(loads) + 1) + "|"]
+        for part in next(iter(loads.values()))[parts]:
+            costs = " | ".join(f"{load[parts][part]:.1f}" for load in loads.values())
+            lines += [f"| {part} | {costs} |"]
+        totals = " | ".join(f"**{load['cpu_microseconds']:.1f}**" for load in loads.values())
+        return "\n".join([*lines, f"| all | {totals} |"])
+
+    return block
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -120,6 +125,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "fronts_short": _fronts_short,
     "int8": _rows("int8"),
     "latencies": _latencies,
-    "profile": _profile,
+    "profile": _profile("parts"),
+    "profile_modules": _profile("modules"),
     "short": _short,
 }

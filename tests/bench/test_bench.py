@@ -8,14 +8,15 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bench import page, plots, products
+from bench import fronts, page, plots, products, report
 from bench.__main__ import main
 from bench.bare import Bare
 from bench.measure import Plan
-from bench.profile import PerfFailed, by_part, check_perf, read_shares
+from bench.profile import PerfFailed, by_module, by_part, check_perf, read_shares
 from bench.rows import ROWS, Bench, Gauge
 from bench.sweep import PANELS, Range, sweep
 
@@ -71,6 +72,61 @@ def test_only_rows_that_begin_so_are_run(tmp_path: Path) -> None:
         main(["--only", "nothing"])
 
 
+@pytest.mark.timeout(300)  # twenty seconds on two quiet cores
+def test_both_transports_are_measured_in_every_round(tmp_path: Path) -> None:
+    """Beside the service before, which tests leave out: it needs git's history and a package index."""
+    bench = Bench(
+        tmp_path,
+        hidden_size=16,
+        idle_sessions=0,
+        plan=Plan(0.02, 2, 0.01),
+        opened_streams=128,
+        idle_streams=96,
+    )
+    sides = ("grpcio", "native", "echo", "bare")
+    found = fronts.compare(bench, sides, say=lambda *said, **how: None)
+    assert [*found["loads"], *found["gauges"]] == list(fronts.NAMES)
+    for name, load in found["loads"].items():
+        assert list(load["sides"]) == [
+            side for side in sides if "unary" not in name or side in fronts.SERVICES
+        ]
+        assert all(len(runs) == 2 and runs[0]["tokens"] > 0 for runs in load["sides"].values())
+        assert set(report.ratios(load, "grpcio", "cpu_microseconds")) == {1.0}, "ratios are to the first side"
+    for gauge in found["gauges"].values():
+        assert set(gauge["sides"]) == {"grpcio", "native"}
+    assert found["gauges"]["opened-at-once"]["sides"]["native"] == [0.0] * fronts.REFUSED_SAMPLES
+    assert report.loads_markdown(found["loads"]).count("\n") == 1 + sum(
+        len(load["sides"]) for load in found["loads"].values()
+    )
+    plots.draw_fronts(found, tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").stat().st_size > 10_000
+
+
+def test_a_front_that_falls_short_is_named() -> None:
+    """The goals are ratios to the first side; one that is met is not named, whatever other sides do."""
+
+    def runs(*costs: float) -> list[dict[str, float]]:
+        return [{"cpu_microseconds": cost, "p50_ms": 1.0} for cost in costs]
+
+    load = {
+        "what": "1 stream",
+        "goals": {"cpu_microseconds": 0.5, "p50_ms": 1.0},
+        "sides": {"before": runs(10, 20, 40), "native": runs(6, 9, 26), "grpcio": runs(99, 99, 99)},
+    }
+    gauge = {
+        "what": "a stream",
+        "unit": "B",
+        "goal": 4096,
+        "sides": {"before": [9e9], "native": [1.0, 2.0, 9e9]},
+    }
+    found: dict[str, Any] = {"loads": {"load": load}, "gauges": {"gauge": gauge}}
+    assert report.ratios(load, "native", "cpu_microseconds") == [0.6, 0.45, 0.65]
+    assert report.fronts_short(found) == ["1 stream, CPU (0.60 of 0.50)"]
+    gauge["sides"] = {"native": [1.0, 5000.0, 9e9]}
+    load["goals"] = {"cpu_microseconds": 0.6}
+    assert report.fronts_short(found) == ["a stream (5,000 of 4,096)"]
+
+
 def test_every_panel_of_the_sweep_is_measured_and_drawn(tmp_path: Path) -> None:
     """The same, for how cost grows."""
     bench = Bench(tmp_path, hidden_size=16, idle_sessions=10, plan=Plan(0.02, 2, 0.01))
@@ -88,6 +144,7 @@ def test_every_panel_of_the_sweep_is_measured_and_drawn(tmp_path: Path) -> None:
 def test_without_perf_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It would be missed after eight minutes of measuring."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))  # py-spy is beside it
     with pytest.raises(PerfFailed, match="Debian: linux-perf"):
         check_perf()
 
@@ -109,6 +166,29 @@ def test_a_profile_names_the_parts_of_a_token() -> None:
     assert parts["Python"] == 0.2
     assert parts["other"] == 0.05
     assert sum(parts.values()) == pytest.approx(1)
+
+
+def test_a_stack_is_filed_under_our_innermost_module() -> None:
+    """What a library does is paid by whoever called it; threads that wait are not counted."""
+    main = (
+        "main (cellstream/cli/__init__.py:9);serve (cellstream/api/server.py:99);run (asyncio/runners.py:118)"
+    )
+    stacks = f"""
+{main} 10
+{main};_run (cellstream/api/engine_loop.py:50);run (onnxruntime/capi/inference.py:1) 40
+{main};flush (cellstream/transport/listener.py:1);pull (cellstream/transport/grpc.py:2) 20
+{main};received (cellstream/transport/http2.py:1);take (cellstream/api/predict.py:2);sum (numpy/_core.py:3) 25
+run (threading.py:3);_bootstrap (threading.py:1);_run (cellstream/cli/log_writer.py:3) 1000
+run (somewhere.py:3) 5
+""".strip()
+    shares = by_module(stacks)
+    assert shares["the event loop: waiting, reading"] == 0.10
+    assert shares["the engine, ONNX Runtime in it"] == 0.40
+    assert shares["gRPC"] == 0.20
+    assert shares["messages: parsing, checking, answering"] == 0.25
+    assert shares["other"] == 0.05
+    assert sum(shares.values()) == pytest.approx(1)
+    assert by_module("") == {}
 
 
 def test_every_way_to_store_a_weight_is_tried(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.client import LoadClient, LoadFailed
 
 from cellstream.testing import RunningServer, running_server
 from cellstream.v1 import prediction_pb2 as pb
+from cellstream.v1 import session_pb2
 
 
 def requests(feeds: int, tokens: int, *, token: int = 65) -> list[bytes]:
@@ -21,7 +23,7 @@ def requests(feeds: int, tokens: int, *, token: int = 65) -> list[bytes]:
     return [each.SerializeToString() for each in (opening, *messages)]
 
 
-async def opened(server: RunningServer, messages: list[bytes], **numbers: int) -> LoadClient:
+async def opened(server: RunningServer, messages: list[bytes], **numbers: Any) -> LoadClient:
     """A client whose streams are open; the server runs in this process, so a thread waits for it."""
     port = int(server.target.rpartition(":")[2])
     return await asyncio.to_thread(LoadClient, port, messages, **numbers)
@@ -88,3 +90,31 @@ async def test_it_ends_with_the_server(tiny: Path) -> None:
         running = asyncio.create_task(asyncio.to_thread(client.run, 60))
     with pytest.raises(LoadFailed, match="an event came"):
         await running
+
+
+async def unary(server: RunningServer, session_id: str) -> LoadClient:
+    """A client with three calls of `GetSession` under way over two connections."""
+    request = session_pb2.GetSessionRequest(session_id=session_id).SerializeToString()
+    path = "/cellstream.v1.SessionService/GetSession"
+    numbers = {"streams": 3, "connections": 2, "feeds": 1, "tokens": 1}
+    return await opened(server, [request, request], path=path, **numbers)
+
+
+async def test_it_makes_unary_calls(tiny: Path) -> None:
+    """Each message is a call of its own, and a call counts when its status is OK."""
+    opening = pb.PredictRequest(opens=[pb.Open(handle=0, session_id="named")]).SerializeToString()
+    async with running_server(tiny) as server:
+        holder = await opened(server, [opening, opening], streams=1, feeds=1, tokens=1)
+        client = await unary(server, "named")
+        told = await asyncio.to_thread(client.run, 0.05)
+        client.close()
+        holder.close()
+    assert told["replies"] >= 3
+    assert 1 <= told["stream_replies_min"] <= told["stream_replies_max"]
+
+
+async def test_it_takes_no_refused_call_for_an_answer(tiny: Path) -> None:
+    """The same of a unary call, whose refusal is a status."""
+    async with running_server(tiny) as server:
+        with pytest.raises(LoadFailed, match="grpc-status: 5"):
+            await unary(server, "nobody's")

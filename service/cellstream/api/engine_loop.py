@@ -1,8 +1,7 @@
-"""When the engines run: on the event loop itself, one loop turn after the first arrival.
+"""When the engines run: on the event loop itself, behind all that the loop has read in the same turn.
 
-The first arrival asks for a turn; until it comes, everything else that has been read meanwhile joins it.
-Between two calls the loop runs once, so that messages, health checks and metrics are never behind more than
-one call.
+The first arrival asks for a call; until it comes, everything else that is read joins it. Between two calls the
+loop runs once, so that messages, health checks and metrics are never behind more than one call.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class EngineLoop:
         metrics: Where calls are counted.
         settled: Called after each turn.
         loop_turns: How often the event loop runs between two calls, at least 1. A transport that needs
-            several turns to deliver what has come says how many.
+            several turns to deliver what has come says how many; before the first call it gets two of them.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class EngineLoop:
         """Ask for a turn: an engine has something to do."""
         if not self._asked:
             self._asked = True
-            self._loop.call_soon(self._loop.call_soon, self._run)
+            self._run_after(min(2, self._loop_turns))
 
     def _run(self) -> None:
         """Let the next engine for which something waits make one call."""

@@ -65,6 +65,10 @@ UNFINISHED_REFUSED = 2
 """At so many times `buffered_bytes_max`, a call that adds to unfinished messages is refused. Beyond the bound
 itself windows are not renewed, but each stream may still fill the one it has."""
 
+UNFINISHED_PART = 2
+"""While others wait for buffers, a message has this part of `first_message_seconds` to be whole: less than
+all of it, so that a first message that had to wait is still in time."""
+
 _PREFIX = struct.Struct(">BI")
 _PREFIX_BYTES = 5
 _GZIP = 31  # zlib's number for a gzip header and a window of 32 KiB
@@ -85,19 +89,39 @@ class UnfinishedMessages:
     """The bytes of messages that are not whole yet, of a connection or of all of them.
 
     Beyond the bound windows are renewed for the oldest such call alone, which can therefore always finish.
+    While others wait, those that may go on have `seconds_max` to finish: else somebody who begins messages
+    and leaves them there would keep all others waiting.
 
     Args:
         bytes_max: The bound.
+        seconds_max: The time.
+        clock: The event loop's, in seconds.
+        call_at: Has something called at a time of that clock.
 
     Attributes:
         size_bytes: How many bytes there are.
     """
 
-    __slots__ = ("_bytes_max", "_calls", "_waiting", "size_bytes")
+    __slots__ = (
+        "_bytes_max",
+        "_call_at",
+        "_calls",
+        "_clock",
+        "_seconds_max",
+        "_timer",
+        "_waiting",
+        "size_bytes",
+    )
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(
+        self, bytes_max: int, seconds_max: float, clock: Callable[[], float], call_at: CallAt
+    ) -> None:
         self._bytes_max = bytes_max
-        self._calls: OrderedDict[GrpcCall, None] = OrderedDict()
+        self._seconds_max = seconds_max
+        self._clock = clock
+        self._call_at = call_at
+        self._timer: Timer | None = None
+        self._calls: OrderedDict[GrpcCall, float] = OrderedDict()  # since when they may go on
         self._waiting: OrderedDict[GrpcCall, None] = OrderedDict()
         self.size_bytes = 0
 
@@ -105,8 +129,9 @@ class UnfinishedMessages:
         return f"<UnfinishedMessages: {self.size_bytes} bytes of {len(self._calls)} calls>"
 
     def change(self, call: GrpcCall, size: int) -> None:
-        """Add so many bytes, or take them away, of a call that has some and goes on having some."""
-        self._calls[call] = None
+        """Add so many bytes, or take them away, of a call that has some afterwards."""
+        if call not in self._calls:
+            self._calls[call] = self._clock()
         self.size_bytes += size
 
     def remove(self, call: GrpcCall, size: int) -> None:
@@ -126,17 +151,37 @@ class UnfinishedMessages:
         if self.size_bytes <= self._bytes_max or self.is_oldest(call):
             return True
         self._waiting[call] = None
+        if self._timer is None:
+            self._timer = self._call_at(self._clock() + self._seconds_max, self._end_slow)
         return False
 
     def _let_go_on(self) -> None:
+        now = self._clock()
         oldest = next(iter(self._calls), None)
         if oldest is not None and oldest in self._waiting:
             del self._waiting[oldest]
+            self._calls[oldest] = now
             oldest.renew_window()
         granted = 0
         while self._waiting and self.size_bytes + granted <= self._bytes_max:
             call, _ = self._waiting.popitem(last=False)
+            self._calls[call] = now
             granted += call.renew_window()
+
+    def _end_slow(self) -> None:
+        """Refuse the calls that did not finish in time, if others still wait."""
+        self._timer = None
+        if not self._waiting:
+            return
+        now = self._clock()
+        since_max = now - self._seconds_max
+        slow = [
+            call for call, since in self._calls.items() if since <= since_max and call not in self._waiting
+        ]
+        for call in slow:
+            call.refuse_slow_message()
+        if self._waiting:
+            self._timer = self._call_at(now + self._seconds_max / 2, self._end_slow)
 
 
 class Totals:
@@ -164,7 +209,9 @@ class Totals:
         self.call_at = call_at
         self.methods = {path.encode(): method for path, method in service.methods.items()}
         self.calls = 0
-        self.unfinished = UnfinishedMessages(settings.buffered_bytes_max)
+        self.unfinished = UnfinishedMessages(
+            settings.buffered_bytes_max, settings.first_message_seconds / UNFINISHED_PART, clock, call_at
+        )
         self.unfinished_refused_bytes = UNFINISHED_REFUSED * settings.buffered_bytes_max
         self.unstarted: OrderedDict[GrpcCall, float] = OrderedDict()
         self.on_idle: Callable[[], None] = _do_nothing
@@ -296,6 +343,10 @@ class GrpcCall:
         """Give back what may be; return how many bytes that was."""
         return self.connection.renew_window(self)
 
+    def refuse_slow_message(self) -> None:
+        """End the call, because its unfinished message keeps others waiting."""
+        self.connection.refuse_slow_message(self)
+
     def pass_deadline(self) -> None:
         """End the call, because its time is over."""
         self.connection.pass_deadline(self)
@@ -358,7 +409,12 @@ class GrpcConnection:
         self._blocked: dict[GrpcCall, None] = {}
         self._window_opened = False
         self._requests: dict[tuple[tuple[bytes, bytes], ...], Request] = {}
-        self._unfinished = UnfinishedMessages(settings.connection_bytes_max)
+        self._unfinished = UnfinishedMessages(
+            settings.connection_bytes_max,
+            settings.first_message_seconds / UNFINISHED_PART,
+            totals.clock,
+            totals.call_at,
+        )
         self._message_bytes_max = settings.message_bytes_max
         self.give_back_bytes = max(1, settings.stream_window_bytes // GIVE_BACK_PART)
         self._later: list[Event] = []  # parsed, and not dispatched within the turn's budget
@@ -811,6 +867,13 @@ class GrpcConnection:
         """End a call whose time is over; what of its output is unsent is dropped."""
         if not call.is_over:
             self._finish(call, Status(Code.DEADLINE_EXCEEDED, "the call's time is over."), Why.DEADLINE)
+            self._wake()
+
+    def refuse_slow_message(self, call: GrpcCall) -> None:
+        """End a call whose unfinished message keeps others waiting."""
+        if not (call.is_over or call.is_input_over):
+            text = "the message took too long to come while the server's buffers were full. Try again later."
+            self._refuse_input(call, Status(Code.RESOURCE_EXHAUSTED, text))
             self._wake()
 
     def end_unstarted(self, call: GrpcCall) -> None:

@@ -136,9 +136,13 @@ class GrpcioServer:
         """Serve one call to its end."""
         call = _Call(method, self._service, context, self._settings)
         self.begin(call)
-        reading = asyncio.create_task(call.read(messages))
+        reading: asyncio.Task[None] | None = None
         why = Why.LOST
         try:
+            if method.one_request:
+                await call.read(messages)
+            else:
+                reading = asyncio.create_task(call.read(messages))
             status = await call.write()
             why = Why.ENDED
             if status.code != Code.OK:
@@ -150,7 +154,8 @@ class GrpcioServer:
                 why = Why.CANCELLED if remaining is None or remaining > 0 else Why.DEADLINE
             raise
         finally:
-            reading.cancel()
+            if reading is not None:
+                reading.cancel()
             call.close(why)
             self.finish(call)
 
