@@ -74,7 +74,8 @@ def _fronts(bench: Bench, sides: Sequence[str], only: Sequence[str], file: Path)
     print(report.heading(about, "fronts"), "\n", flush=True)
     found = fronts.compare(bench, sides, only)
     print("\n" + report.loads_markdown(found["loads"]))
-    print("\n" + report.gauges_markdown(found["gauges"]))
+    if found["gauges"]:
+        print("\n" + report.gauges_markdown(found["gauges"]))
     print(f"\nShort of their goals: {'; '.join(report.fronts_short(found)) or 'none'}.")
     _keep(file, about, "fronts", found)
 

@@ -136,7 +136,7 @@ def loads_markdown(loads: Mapping[str, Mapping[str, Any]]) -> str:
 
 def gauges_markdown(gauges: Mapping[str, Mapping[str, Any]]) -> str:
     """The gauges of the fronts as a table, a column for each service."""
-    sides = list(next(iter(gauges.values()))["sides"]) if gauges else []
+    sides = list(dict.fromkeys(side for gauge in gauges.values() for side in gauge["sides"]))
     lines = [
         "| what | " + " | ".join(SIDE_NAMES[side] for side in sides) + " | goal of native |",
         "|---" * (len(sides) + 2) + "|",

@@ -144,7 +144,10 @@ async def test_health_says_not_serving_at_once(front: Any) -> None:
 async def test_a_client_that_never_reads_does_not_hold_it_up(serve: Any) -> None:
     """The server goes within drain_seconds, whoever still owes it a read."""
     front = await serve(stream_outbox_bytes_max=64 * 1024, drain_seconds=1.2)
-    async with grpc.aio.insecure_channel(front.running.target) as channel, front.talk(channel) as slow:
+    async with (
+        grpc.aio.insecure_channel(front.running.target, front.small_window) as channel,
+        front.talk(channel) as slow,
+    ):
         await slow.open(0, answer=LARGE)
         (stream,) = front.registry.streams
         await slow.say(feeds=[pb.Feed(id=number, text="x" * 4000) for number in range(2)])

@@ -162,7 +162,10 @@ async def test_a_client_that_never_reads_blocks_only_itself(serve: Any, lone: An
     bound = 64 * 1024
     front = await serve(stream_outbox_bytes_max=bound, response_bytes_max=bound // 4)
     tokens = [number % 256 for number in range(6000)]
-    async with grpc.aio.insecure_channel(front.running.target) as channel, front.talk(channel) as slow:
+    async with (
+        grpc.aio.insecure_channel(front.running.target, front.small_window) as channel,
+        front.talk(channel) as slow,
+    ):
         await slow.open(0, "slow", answer=LARGE)
         (stream,) = front.registry.streams
         await slow.say(
@@ -189,7 +192,10 @@ async def test_a_client_that_never_reads_blocks_only_itself(serve: Any, lone: An
 async def test_a_session_can_be_taken_from_a_client_that_does_not_read(serve: Any) -> None:
     """Its position is known although its answers are stuck; the new writer goes on from there."""
     front = await serve(stream_outbox_bytes_max=64 * 1024)
-    async with grpc.aio.insecure_channel(front.running.target) as channel, front.talk(channel) as slow:
+    async with (
+        grpc.aio.insecure_channel(front.running.target, front.small_window) as channel,
+        front.talk(channel) as slow,
+    ):
         await slow.open(0, "alice", answer=LARGE)
         (stream,) = front.registry.streams
         await slow.say(feeds=[pb.Feed(id=number, text="x" * 4000) for number in range(2)])

@@ -336,15 +336,11 @@ async def test_a_failed_generation_leaves_a_named_session_as_it_was(front: Any) 
     assert (session.position, session.held) == (5, False)
 
 
-SMALL_WINDOW = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
-"""A client with these takes a few KiB that nobody has read, in place of four MiB."""
-
-
 async def test_a_client_that_does_not_read_stops_its_generation(serve: Any) -> None:
     """What is made waits up to the stream's bound; then nothing more is made, and others are served."""
     bound = 4 * 1024
     front = await serve(stream_outbox_bytes_max=bound)
-    async with grpc.aio.insecure_channel(front.running.target, SMALL_WINDOW) as channel:
+    async with grpc.aio.insecure_channel(front.running.target, front.small_window) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         call = stub.Generate(pb.GenerateRequest(text="a", max_tokens=12_000, seed=1))
         await front.until(lambda: any(stream.paused for stream in front.registry.streams))
@@ -365,7 +361,7 @@ async def test_all_streams_share_one_bound(serve: Any) -> None:
     async with AsyncExitStack() as stack:
         for number in range(8):
             channel = await stack.enter_async_context(
-                grpc.aio.insecure_channel(front.running.target, SMALL_WINDOW)
+                grpc.aio.insecure_channel(front.running.target, front.small_window)
             )
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             call = stub.Generate(pb.GenerateRequest(text="a", max_tokens=12_000, seed=number))

@@ -68,7 +68,7 @@ def test_too_many_bytes() -> None:
 
 
 def test_a_feed_that_is_too_long_takes_nothing_out_of_its_message() -> None:
-    """A million ids would be a list of 8 MB; it is refused when its turn comes, and holds only the refusal."""
+    """A million ids would be a list of 8 MB; it is refused in its turn, and holds only the refusal."""
     feed = pb.Feed(tokens=pb.Tokens(ids=[7] * 100_000))
     waiting = convert.given_by(feed, 0.0, 1, tokens_max=16_384)
     assert isinstance(waiting.input, FeedTooLong)

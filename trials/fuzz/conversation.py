@@ -335,7 +335,7 @@ def _stream(world: World, source: Source) -> int:
         living = [number for number, stream in world.http2.streams.items() if not stream.receive_ended]
         if not living:
             _headers(world, source)
-            living = [2 * world.streams_opened - 1]
+            living = [max(1, 2 * world.streams_opened - 1)]
         return living[byte % len(living)]
     return 2 * (byte % max(1, world.streams_opened)) + 1
 
@@ -349,13 +349,15 @@ def _new_stream(world: World, source: Source) -> int:
 
 
 _PATHS = (STREAM_METHOD, STREAM_METHOD, UNARY_METHOD, BROKEN_METHOD, "/test/Unknown")
-_FIELDS = (
+_SOUND_FIELDS = (
     (b"grpc-encoding", b"gzip"),
     (b"grpc-encoding", b"gzip"),
     (b"grpc-accept-encoding", b"gzip"),
-    (b"grpc-timeout", b"5m"),
+    (b"grpc-timeout", b"5S"),
     (b"x-text-bin", b"AP8"),
     (b"x-text", b"two, three"),
+)
+_FIELDS = (
     (b"grpc-timeout", b"\xff"),
     (b"x-latin", b"\xfc"),
     (b"content-length", b"3"),
@@ -370,16 +372,17 @@ _FIELDS = (
 def _block(source: Source) -> bytes:
     """A header block: a call's, with some fields more, and at times bytes that are none."""
     path = _PATHS[source.byte() % len(_PATHS)]
-    more = [_FIELDS[source.byte() % len(_FIELDS)] for _ in range(source.byte() % 3)]
+    fields = _FIELDS if source.byte() < 2 * RARE else _SOUND_FIELDS
+    more = [fields[source.byte() % len(fields)] for _ in range(source.byte() % 3)]
     block = frames.block(path, *more)
     choice = source.byte()
-    if choice < RARE:
+    if choice < RARE // 2:
         return block + source.piece()
-    if choice < 2 * RARE:
+    if choice < RARE:
         return block[: source.byte()]
     if choice < 4 * RARE:
         return block + frames.literal(b"x-kept", source.piece(), first=0x40)
-    if choice < 5 * RARE:
+    if choice < 4 * RARE + 2:
         return block + b"\xbe" * source.byte()
     return block
 
@@ -411,6 +414,9 @@ def _message(world: World, source: Source) -> None:
 
 
 def _data(world: World, source: Source) -> None:
+    if source.byte() >= 4 * RARE:
+        world.say(frames.data(_stream(world, source), b""))
+        return
     flags = source.byte() & 0x9 if source.byte() < 2 * RARE else 0
     world.say(frames.frame(frames.DATA, flags, _stream(world, source), source.piece()))
 

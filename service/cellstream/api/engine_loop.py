@@ -1,7 +1,7 @@
 """When the engines run: on the event loop itself, behind all that the loop has read in the same turn.
 
-The first arrival asks for a call; until it comes, everything else that is read joins it. Between two calls the
-loop runs once, so that messages, health checks and metrics are never behind more than one call.
+The first arrival asks for a call; until it comes, everything else that is read joins it. Between two calls
+the loop runs once, so that messages, health checks and metrics are never behind more than one call.
 """
 
 from __future__ import annotations
