@@ -22,12 +22,14 @@ class UnsentBytes:
 
     Attributes:
         total: Bytes.
+        always_allowed: What any stream may have unsent, however many there are.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._stream_max = settings.stream_outbox_bytes_max
         self._total_max = settings.buffered_bytes_max
         self.total = 0
+        self.always_allowed = min(self._stream_max, self._total_max // settings.streams_max)
 
     def __repr__(self) -> str:
         return f"<UnsentBytes: {self.total} of about {self._total_max}>"
@@ -67,9 +69,9 @@ class Flow:
 
     def owe(self, size: int) -> None:
         """Count bytes that wait to be sent; pause the stream if they are too many."""
-        self.unsent_bytes += size
+        unsent = self.unsent_bytes = self.unsent_bytes + size
         self._total.total += size
-        if not self._stream.paused and self.unsent_bytes > self._bound():
+        if unsent > self._total.always_allowed and not self._stream.paused and unsent > self._bound():
             self._registry.pause(self._stream)
 
     def sent(self, size: int) -> None:
