@@ -58,6 +58,29 @@ bench: $(VENV)/.dev ## Measure every row, and how cost grows: under ten minutes;
 
 # ---------------------------------------------------------------- what keeps it right
 
+.PHONY: peers
+peers: $(VENV)/.dev ## Real clients and proxies against both transports: three minutes; needs root and Debian
+	PYTHON=$(PYTHON) trials/peers/install.sh .make/peers
+	$(BIN)/python -m trials peers --transport native
+	$(BIN)/python -m trials peers --transport grpcio
+
+.PHONY: attack
+attack: $(VENV)/.dev ## Floods beside honest sessions, and what they cost those: ten minutes
+	$(BIN)/python -m trials attack
+
+# Not in the environment for development: atheris has wheels for Linux only.
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) atheris==3.0.0
+	@touch $@
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz ## Random and mutated conversations, guided by coverage: ten minutes; Linux
+	$(BIN)/python -m trials fuzz
+
+.PHONY: soak
+soak: $(VENV)/.dev ## Random use for twenty minutes; memory and file descriptors, plotted into docs/
+	$(BIN)/python -m trials soak
+
 .PHONY: figures
 figures: $(VENV)/.dev ## Make the guide's figures and numbers anew from the shipped models
 	$(BIN)/python -m docs.figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,6 +45,29 @@ def attack(
     from trials.attack import report
 
     sys.exit(0 if report.run(transport, only or [], tree, RESULTS, seconds) else 1)
+
+
+@app.command()
+def fuzz(minutes: Annotated[float, typer.Option(help="How long.")] = 10.0) -> None:
+    """Fuzz the transport's state machines, guided by coverage; exit 1 if a promise was broken."""
+    corpus = ROOT / ".make" / "fuzz"
+    corpus.mkdir(parents=True, exist_ok=True)
+    flags = [f"-max_total_time={60 * minutes:.0f}", "-max_len=2000", f"-artifact_prefix={corpus}/"]
+    command = [sys.executable, "-m", "trials.fuzz.guided", *flags, "-print_final_stats=1", str(corpus)]
+    sys.exit(1 if subprocess.run(command, cwd=ROOT, check=False).returncode else 0)
+
+
+@app.command()
+def soak(
+    transport: Transport = "native",
+    tree: Tree = ROOT,
+    minutes: Annotated[float, typer.Option(help="How long.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Of everything that the clients do.")] = 1,
+) -> None:
+    """Use a server at random for long; exit 1 if its memory or its descriptors grow."""
+    from trials import soak as soaking
+
+    sys.exit(0 if soaking.run(transport, tree, minutes, seed, RESULTS) else 1)
 
 
 if __name__ == "__main__":

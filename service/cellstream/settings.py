@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         description="Unsent response bytes of one stream; beyond it the stream is neither read nor stepped.",
     )
     buffered_bytes_max: PositiveInt = Field(
-        default=256 << 20,
+        default=128 << 20,
         description="Bytes of unfinished messages, and again of unsent responses, over all streams; beyond "
         "it a stream gets its fair share, and of unfinished messages the oldest goes on.",
     )

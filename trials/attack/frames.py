@@ -140,6 +140,7 @@ class RawConnection(asyncio.Protocol):
         self.closed = asyncio.Event()
         self.windows: Counter[int] = Counter()
         self.initial_window = WINDOW
+        self.streams_begun = 0
         self.streams_ended: set[int] = set()
         self.data_bytes = 0
         self.told = asyncio.Event()
