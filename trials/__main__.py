@@ -14,10 +14,7 @@ from trials.server import ROOT
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 RESULTS = ROOT / "trials" / "results"
 
-Transport = Annotated[
-    Literal["native", "grpcio", "none"],
-    typer.Option(help="The server's transport; none: of a tree that has no such setting."),
-]
+Transport = Annotated[Literal["native", "grpcio"], typer.Option(help="The server's transport.")]
 Tree = Annotated[Path, typer.Option(help="The source tree whose server is tried.")]
 
 

@@ -32,7 +32,7 @@ def write_models(models: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The answer to a feed: where the session stands, and the likeliest next token with its log-probability."""
+    """The answer to a feed: where the session stands, the likeliest next token, its log-probability."""
 
     position: int
     top_id: int

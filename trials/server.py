@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,7 @@ def serving(
     *,
     tree: Path = ROOT,
     cores: set[int] | None = None,
-    **settings: object,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Server]:
     """Run a server until the block is left.
 
@@ -116,12 +116,12 @@ def serving(
         log: Where its log goes.
         tree: The source tree whose server it is.
         cores: The CPU cores it may use; None: all.
-        **settings: Its settings, beside the defaults; None is left out.
+        settings: Its settings, beside the defaults; None is left out.
 
     Raises:
         RuntimeError: It did not start; the message has its log.
     """
-    given = {"models": models, "port": 0, "metrics_port": 0, "log_format": "json", **settings}
+    given = {"models": models, "port": 0, "metrics_port": 0, "log_format": "json", **(settings or {})}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CELLSTREAM_")}
     environment["PYTHONPATH"] = str(tree / "service")
@@ -165,13 +165,12 @@ def _event(line: str) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def wait_until(condition: object, seconds: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     """Ask again and again until `condition()` is true.
 
     Raises:
         AssertionError: It was not, for so long.
     """
-    assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -25,7 +25,7 @@ from cellstream.v1 import prediction_pb2 as pb
 from trials.attack import frames
 from trials.attack.attackers import CHECK, GENERATE, PREDICT
 from trials.attack.frames import RawConnection, connect
-from trials.oracle import write_models
+from trials.oracle import TEXT_MODEL, write_models
 from trials.server import ROOT, Server, serving
 
 CLIENTS = 40
@@ -312,13 +312,13 @@ def run(transport: str, tree: Path, minutes: float, seed: int, results: Path | N
         models.mkdir()
         write_models(models)
         settings: dict[str, object] = {
-            "transport": None if transport == "none" else transport,
-            "default_model": "tiny",
+            "transport": transport,
+            "default_model": TEXT_MODEL,
             "session_idle_seconds": IDLE_SECONDS,
             "tombstone_seconds": IDLE_SECONDS,
             "tombstones_max": TOMBSTONES_MAX,
         }
-        with serving(models, log, tree=tree, **settings) as server:
+        with serving(models, log, tree=tree, settings=settings) as server:
             samples, done = uvloop.run(_use(server, minutes, seed))
             found = [*problems(samples), *server.mistakes()[:5]]
     page = _page(samples, done, transport, seed)

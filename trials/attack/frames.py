@@ -212,11 +212,11 @@ class RawConnection(asyncio.Protocol):
                 self.initial_window = value
 
     def _hear_headers(self, payload: bytes) -> None:
-        for name, value in self._decoder.decode(payload):
-            if name == "grpc-status":
-                self._heard[f"grpc-status {value}"] += 1
-            elif name == ":status" and value != "200":
-                self._heard[f"http {value}"] += 1
+        for name, value in self._decoder.decode(payload, raw=True):
+            if name == b"grpc-status":
+                self._heard[f"grpc-status {value.decode()}"] += 1
+            elif name == b":status" and value != b"200":
+                self._heard[f"http {value.decode()}"] += 1
 
     def room(self, stream: int) -> int:
         """How many bytes of DATA the server takes now on this stream."""

@@ -210,7 +210,7 @@ async def _main(port: int, reference: Path, authority: str) -> None:
     sessions = []
     for arrays in zip(given["tokens"], given["top_ids"], given["log_probabilities"], strict=True):
         _, session = await loop.create_connection(
-            lambda arrays=arrays: Session(*arrays),  # type: ignore[misc]
+            lambda arrays=arrays: Session(*arrays),
             "127.0.0.1",
             port,
             ssl=context,

@@ -25,7 +25,7 @@ from rich.table import Table
 from trials.attack.attackers import ATTACKS
 from trials.attack.honest import write_reference
 from trials.certificates import make_certificates
-from trials.oracle import Oracle, write_models
+from trials.oracle import TEXT_MODEL, Oracle, write_models
 from trials.server import ROOT, Server, serving
 
 SESSIONS = 20
@@ -139,7 +139,7 @@ def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{process.args} ended with {process.wait()}")
+        raise RuntimeError(f"{process.args!r} ended with {process.wait()}")
     found: dict[str, Any] = json.loads(line)
     return found
 
@@ -195,13 +195,13 @@ def under_attack(
         write_models(models)
         write_reference(reference, Oracle(models), sessions, tokens)
     certificates = make_certificates(folder) if tls else None
-    settings: dict[str, object] = {"transport": None if transport == "none" else transport}
+    settings: dict[str, object] = {"transport": transport, "default_model": TEXT_MODEL}
     if certificates:
         settings |= {"tls_cert": certificates.server_cert, "tls_key": certificates.server_key}
     own, others = split_cores()
     log = folder / f"server-{time.monotonic_ns()}.log"
     with (
-        serving(models, log, tree=tree, cores=own, default_model="tiny", **settings) as server,
+        serving(models, log, tree=tree, cores=own, settings=settings) as server,
         Honest(server, reference, certificates.authority if certificates else None, others) as honest,
     ):
         honest.measure(1.0)  # the first second of a server is no measure

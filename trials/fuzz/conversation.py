@@ -76,16 +76,16 @@ class Source:
     def number(self) -> int:
         """A number of 32 bits; small ones are frequent."""
         size = self.byte() % 5
-        return int.from_bytes(self.bytes(size), "big")
+        return int.from_bytes(self.take(size), "big")
 
-    def bytes(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         """The next so many bytes."""
         self._at += size
         return self._data[self._at - size : self._at].ljust(size, b"\0")
 
     def piece(self) -> bytes:
         """Some bytes, up to 255."""
-        return self.bytes(self.byte())
+        return self.take(self.byte())
 
 
 class _BrokenHandler(Exception):
@@ -462,7 +462,7 @@ def _reset(world: World, source: Source) -> None:
 
 
 def _ping(world: World, source: Source) -> None:
-    world.say(frames.frame(frames.PING, source.byte() & frames.ACK, 0, source.bytes(8)))
+    world.say(frames.frame(frames.PING, source.byte() & frames.ACK, 0, source.take(8)))
 
 
 def _bytes(world: World, source: Source) -> None:

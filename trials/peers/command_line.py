@@ -9,16 +9,19 @@ import urllib.parse
 from functools import partial
 from pathlib import Path
 
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2
 
 from cellstream.v1 import model_pb2
 from cellstream.v1 import prediction_pb2 as pb
+from trials.oracle import FRAMES
 from trials.peers import contract
 from trials.peers.contract import SECONDS, Peer, Security, Site
 from trials.peers.wire import decoded_details, framed, messages_in, reason_in, results_in, trailers_in
 
 _DEADLINE_EXCEEDED = 4
+_EMPTY = Empty()
+"""The health of the whole server is asked for by no bytes at all."""
 _HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 _GZIP = {"grpc-encoding": "gzip", "grpc-accept-encoding": "gzip"}
 _DEADLINE = {"grpc-timeout": f"{int(contract.DEADLINE_SECONDS * 1000)}m"}
@@ -121,7 +124,7 @@ def _check_generated(site: Site, body: bytes) -> None:
 
 def _curl_deadline(site: Site) -> None:
     """Curl only carries the header: it is the server that ends the call."""
-    _, trailers = _curl(site, contract.WATCH, health_pb2.HealthCheckRequest(), headers=_DEADLINE)
+    _, trailers = _curl(site, contract.WATCH, _EMPTY, headers=_DEADLINE)
     assert int(trailers["grpc-status"]) == _DEADLINE_EXCEEDED, trailers
 
 
@@ -185,7 +188,7 @@ def _nghttp_stream(site: Site) -> None:
 
 
 def _nghttp_deadline(site: Site) -> None:
-    text = _nghttp(site, contract.WATCH, health_pb2.HealthCheckRequest(), headers=_DEADLINE, verbose=True)
+    text = _nghttp(site, contract.WATCH, _EMPTY, headers=_DEADLINE, verbose=True)
     assert int(_nghttp_trailers(text)["grpc-status"]) == _DEADLINE_EXCEEDED
 
 
@@ -254,12 +257,12 @@ def _h2load_whole(
 
 
 def _h2load_large(site: Site) -> None:
-    _h2load(site, contract.large_request(), contract.FRAMES, calls=2)
+    _h2load(site, contract.large_request(), FRAMES, calls=2)
 
 
 def _h2load_deadline(site: Site) -> None:
     """Watches that would last for ever: the server ends each at its deadline, or h2load would not end."""
-    _h2load(site, health_pb2.HealthCheckRequest(), 0, path=contract.WATCH, headers=_DEADLINE, calls=_CLIENTS)
+    _h2load(site, _EMPTY, 0, path=contract.WATCH, headers=_DEADLINE, calls=_CLIENTS)
 
 
 # ------------------------------------------------------------------------------------------------ peers

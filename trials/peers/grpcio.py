@@ -42,7 +42,7 @@ def _reason(error: Any) -> str:
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
     for detail in Status.FromString(details).details:
         if detail.Is(ErrorInfo.DESCRIPTOR):
-            return ErrorInfo.FromString(detail.value).reason
+            return str(ErrorInfo.FromString(detail.value).reason)
     return ""
 
 
@@ -155,7 +155,7 @@ def _metadata(site: Site) -> None:
         try:
             stub.GetModel(asked, metadata=_METADATA, timeout=SECONDS)
         except grpc.RpcError as error:
-            contract.check_unknown_model(_code(error), error.details(), _reason(error))  # type: ignore[attr-defined]
+            contract.check_unknown_model(_code(error), error.details() or "", _reason(error))
         else:
             raise AssertionError("there is no such model")
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,8 @@ def _running(configure: Configure, site: Site) -> Iterator[Fronts]:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=site.scratch)
     try:
         for front in fronts.values():
-            wait_until(
-                lambda port=front.port: process.poll() is not None or _listens(port),
-                START_SECONDS_MAX,
-                "the proxy listens",
-            )
+            ready = partial(_is_ready, process, front.port)
+            wait_until(ready, START_SECONDS_MAX, "the proxy listens")
         assert process.poll() is None, f"the proxy did not start:\n{log.read_text(errors='replace')[-2000:]}"
         yield fronts
     finally:
@@ -78,6 +76,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _is_ready(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the proxy listens, or has ended."""
+    return process.poll() is not None or _listens(port)
 
 
 def _listens(port: int) -> bool:
@@ -212,9 +215,8 @@ def _nginx(site: Site, fronts: Fronts) -> list[str]:
     for security, front in fronts.items():
         scheme = "grpc" if security == "plain" else "grpcs"
         place = " ".join([f"grpc_pass {scheme}://127.0.0.1:{front.behind.port};", *how[security]])
-        servers.append(
-            f"server {{ listen 127.0.0.1:{front.port} http2; client_max_body_size 0; location / {{ {place} }} }}"
-        )
+        listen = f"listen 127.0.0.1:{front.port} http2; client_max_body_size 0;"
+        servers.append(f"server {{ {listen} location / {{ {place} }} }}")
     folders = "".join(
         f"{kind}_temp_path {folder}/nginx-{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trials.certificates import make_certificates
-from trials.oracle import Oracle, write_models
+from trials.oracle import TEXT_MODEL, Oracle, write_models
 from trials.peers import command_line, golang, grpcio, javascript, proxies
 from trials.peers.contract import (
     ABILITIES,
@@ -70,9 +70,11 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
     write_models(models)
     certificates = make_certificates(scratch)
     own = {"tls_cert": certificates.server_cert, "tls_key": certificates.server_key}
-    settings: dict[Security, dict[str, Path]] = {"plain": {}}
-    if transport != "none":  # that tree has no TLS either
-        settings |= {"TLS": own, "mutual TLS": own | {"tls_client_ca": certificates.authority}}
+    settings: dict[Security, dict[str, Path]] = {
+        "plain": {},
+        "TLS": own,
+        "mutual TLS": own | {"tls_client_ca": certificates.authority},
+    }
     oracle = Oracle(models)
     answers = oracle.answers(text.encode() for text in CONVERSATION)
     generated = oracle.greedy(CONVERSATION[0].encode(), GENERATED_TOKENS)
@@ -84,9 +86,7 @@ def open_site(transport: str, tree: Path, scratch: Path) -> Iterator[Site]:
                     models,
                     scratch / f"server{number}.log",
                     tree=tree,
-                    transport=None if transport == "none" else transport,
-                    default_model="tiny",
-                    **given,
+                    settings={"transport": transport, "default_model": TEXT_MODEL, **given},
                 )
             )
             endpoints[security] = Endpoint(server.port, security, server)
@@ -161,10 +161,12 @@ def run(transport: str, only: Sequence[str], tree: Path, results: Path | None) -
     console = Console(width=160)
     peers = [peer for peer in PEERS if not only or any(part in peer.name for part in only)]
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        with open_site(transport, tree, Path(folder)) as site:
-            versions = {peer.name: peer.version(site) for peer in peers}
-            outcomes = try_all(site, peers, console)
+    with (
+        tempfile.TemporaryDirectory(prefix="peers-") as folder,
+        open_site(transport, tree, Path(folder)) as site,
+    ):
+        versions = {peer.name: peer.version(site) for peer in peers}
+        outcomes = try_all(site, peers, console)
     rows = _rows(peers, versions, outcomes)
     table = Table("peer", "version", *ABILITIES, title=f"transport {transport}")
     for row in rows:

@@ -1,4 +1,4 @@
-"""gRPC's messages by hand, for clients that know HTTP/2 only; and the shapes in which clients print answers."""
+"""gRPC's messages by hand, for clients that know HTTP/2 only; and how clients print answers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def reason_in(details: bytes) -> str:
     """ErrorInfo's reason in a serialised google.rpc.Status."""
     for detail in Status.FromString(details).details:
         if detail.Is(ErrorInfo.DESCRIPTOR):
-            return ErrorInfo.FromString(detail.value).reason
+            return str(ErrorInfo.FromString(detail.value).reason)
     return ""
 
 

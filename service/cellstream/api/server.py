@@ -36,6 +36,7 @@ from cellstream.repository import ModelVersion, Repository
 from cellstream.sessions import Catalogue, Registry, Served, choose_default
 from cellstream.settings import Settings
 from cellstream.text import load_tokenizer
+from cellstream.transport import tls
 from cellstream.transport.call import Method, Service
 from cellstream.transport.http1 import Page, Pages, PageServer
 from cellstream.transport.sockets import bind
@@ -255,7 +256,7 @@ class Server:
             self._health.set(service, serving=True)
         self._sweeping = asyncio.create_task(self._sweep_for_ever())
         log.info("serving", host=self.host, port=self.port, metrics_port=self.metrics_port)
-        if self._settings.tls_cert is None and not _is_local(self.host):
+        if not tls.is_wanted(self._settings) and not _is_local(self.host):
             log.warning(
                 "serving_without_tls",
                 host=self.host,

@@ -28,6 +28,7 @@ from grpc.aio import ServicerContext
 
 from cellstream.errors import InternalError, MessageTooLarge, PortInUse
 from cellstream.settings import Settings
+from cellstream.transport import tls
 from cellstream.transport.call import Call, Code, Handler, Metadata, Method, Peer, Service, Status, Why
 
 LOOP_TURNS = 40
@@ -93,10 +94,11 @@ class GrpcioServer:
         else:
             address = f"[{settings.host}]:{port}" if ":" in settings.host else f"{settings.host}:{port}"
         try:
-            if settings.tls_cert is None:
-                bound_port = self._grpc.add_insecure_port(address)
-            else:
+            if tls.is_wanted(settings):
+                tls.Certificates(settings)  # tells what is wrong with the files, which gRPC does not
                 bound_port = self._grpc.add_secure_port(address, _credentials(settings))
+            else:
+                bound_port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
             raise PortInUse(
                 f"{address} cannot be bound: another program listens there, or the address is not this "

@@ -35,7 +35,7 @@ from cellstream.transport.call import Code, Peer, Service, Status
 from cellstream.transport.frames import Code as ErrorCode
 from cellstream.transport.grpc import GrpcConnection, Timer, Totals
 from cellstream.transport.http2 import Connection, ConnectionFailed, Event, PingAcknowledged
-from cellstream.transport.tls import Certificates, TlsFailed, TlsSession
+from cellstream.transport.tls import Certificates, TlsFailed, TlsSession, is_wanted
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Listener:
         self.settings = settings
         self.ended = Counter(dict.fromkeys(ENDED_CAUSES, 0))
         self.port = 0 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
-        self.certificates = Certificates(settings) if _wants_tls(settings) else None
+        self.certificates = Certificates(settings) if is_wanted(settings) else None
         self.budget = self._budget_max = TURN_SHARE * settings.connection_turn_frames_max
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
@@ -264,10 +264,6 @@ class Listener:
             self._handshakes.popleft().go_on_with_handshake()
         if self._waiting or self._handshakes:
             self.arm()
-
-
-def _wants_tls(settings: Settings) -> bool:
-    return any((settings.tls_cert, settings.tls_key, settings.tls_client_ca))
 
 
 class _Connection(asyncio.Protocol):

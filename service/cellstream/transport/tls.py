@@ -55,6 +55,11 @@ class TlsFailed(Exception):
     """A connection that cannot go on; the message never quotes what the peer sent."""
 
 
+def is_wanted(settings: Settings) -> bool:
+    """Return whether a file of TLS is set; one alone is a mistake that `Certificates` tells of."""
+    return any((settings.tls_cert, settings.tls_key, settings.tls_client_ca))
+
+
 class Certificates:
     """The server's certificate, its key, and the authorities of its clients, kept as their files are.
 
