@@ -138,7 +138,10 @@ def take_tokens(ids: Sequence[int], count: int, tokens_max: int) -> TokenIds | F
     """Take token ids out of their message, compactly; too many of them are not taken at all."""
     if count > tokens_max:
         return _too_long(count, tokens_max)
-    return array("I", ids) if count >= COMPACT_TOKENS_MIN else list(ids[:])
+    if count >= COMPACT_TOKENS_MIN:
+        return array("I", ids)
+    few = ids[:]  # of a protobuf field, a list
+    return few if isinstance(few, list) else list(few)
 
 
 def load_tokens(tokens: TokenIds, served: Served, tokens_max: int) -> list[int]:
