@@ -246,8 +246,8 @@ class Settings(BaseSettings):
     )
     first_message_seconds: PositiveFloat = Field(
         default=30.0,
-        description="From a call's headers to its first message; half of it for a message to be whole while others "
-        "wait for its room. Against: calls of headers alone, messages that never end.",
+        description="From a call's headers to its first message; half of it for a message to be whole while "
+        "others wait for its room. Against: calls of headers alone, messages that never end.",
     )
     unstarted_calls_max: PositiveInt = Field(
         default=4096, description="Calls, over all connections, whose first message has not come."
