@@ -222,6 +222,13 @@ class _Call(Call):
 
     async def read(self, messages: AsyncIterator[bytes]) -> None:
         """Take messages until the client half-closes or the call ends."""
+        try:
+            await self._read(messages)
+        except Exception as error:
+            if not self._context.cancelled():  # else the client is gone, and nobody is there to be told
+                self.end(self._service.explain(error))
+
+    async def _read(self, messages: AsyncIterator[bytes]) -> None:
         first: bytes | None = None
         async for packed in messages:
             if self._closed or self._status is not None:
