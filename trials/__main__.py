@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,11 +46,9 @@ def attack(
 @app.command()
 def fuzz(minutes: Annotated[float, typer.Option(help="How long.")] = 10.0) -> None:
     """Fuzz the transport's state machines, guided by coverage; exit 1 if a promise was broken."""
-    corpus = ROOT / ".make" / "fuzz"
-    corpus.mkdir(parents=True, exist_ok=True)
-    flags = [f"-max_total_time={60 * minutes:.0f}", "-max_len=2000", f"-artifact_prefix={corpus}/"]
-    command = [sys.executable, "-m", "trials.fuzz.guided", *flags, "-print_final_stats=1", str(corpus)]
-    sys.exit(1 if subprocess.run(command, cwd=ROOT, check=False).returncode else 0)
+    from trials.fuzz import running
+
+    sys.exit(0 if running.run(minutes, RESULTS) else 1)
 
 
 @app.command()

@@ -32,12 +32,14 @@ class Server:
         process: Its process.
         port: Where it serves gRPC, on 127.0.0.1.
         metrics_port: Where its metrics are.
+        models: What it serves.
         log: The file of its log, JSON lines.
     """
 
     process: subprocess.Popen[bytes]
     port: int
     metrics_port: int
+    models: Path
     log: Path
 
     @property
@@ -135,7 +137,7 @@ def serving(
             preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
         )
     try:
-        yield _find(process, log)
+        yield _find(process, models, log)
     finally:
         process.terminate()
         try:
@@ -145,14 +147,15 @@ def serving(
             process.wait()
 
 
-def _find(process: subprocess.Popen[bytes], log: Path) -> Server:
+def _find(process: subprocess.Popen[bytes], models: Path, log: Path) -> Server:
     """Read its log until it says where it serves."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text(errors="replace").splitlines():
             event = _event(line)
             if event.get("event") == "serving":
-                return Server(process, int(str(event["port"])), int(str(event["metrics_port"])), log)
+                port, metrics_port = (int(str(event[name])) for name in ("port", "metrics_port"))
+                return Server(process, port, metrics_port, models, log)
         time.sleep(0.05)
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')}")
 

@@ -357,6 +357,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
 GRPCIO_CANNOT = {
     "test_a_full_queue_starves_nobody": "its poller hands over about one event in each turn of the loop",
     "test_a_cancel_is_no_half_close": "a cancel that comes while it reads looks like the end of the input",
+    "test_a_deadline": "so does a deadline",
     "test_headers_alone_are_bounded": "calls without a message are its core's affair, which has no bound",
     "test_a_stream_that_ends_is_told_from_a_connection_that_is_lost": "it tells a handler no difference",
     "test_a_connection_is_told_to_go_before_it_is_closed": "its core sends GOAWAY as it likes",

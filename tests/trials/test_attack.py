@@ -11,9 +11,12 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from trials.attack.attackers import ATTACKS, under_way
+from trials.attack.honest import write_reference
 from trials.attack.report import Honest, under_attack
+from trials.oracle import Oracle
 from trials.server import Server
 
 SESSIONS = 6
@@ -75,3 +78,17 @@ async def test_honest_sessions_are_served_beside(name: str, server: tuple[Server
     assert attacked.mistakes()[mistakes:] == []
     grown = attacked.resident_bytes_peak() - before
     assert grown < MEBIBYTES_MAX.get(name, MEBIBYTES) * MEBIBYTE
+
+
+def test_a_wrong_answer_is_noticed(server: tuple[Server, Honest], tmp_path: Path) -> None:
+    """Honest sessions that say yes to anything would prove nothing: one expected bit is turned."""
+    attacked, _ = server
+    write_reference(tmp_path / "right.npz", Oracle(attacked.models), sessions=2, tokens=20)
+    with np.load(tmp_path / "right.npz") as given:
+        expected = dict(given)
+    expected["log_probabilities"].view(np.int32)[1, 7] ^= 1
+    np.savez(tmp_path / "wrong.npz", **expected)
+    with Honest(attacked, tmp_path / "wrong.npz") as honest:
+        told = honest.answered(30)
+    assert told["wrong"]
+    assert all(line.startswith("step 7: (8, ") for line in told["wrong"])

@@ -10,7 +10,8 @@ What must hold, after every operation:
 - All that is sent parses as frames (by hyperframe), each as large as HTTP/2 allows without being asked.
 - No more DATA is sent than windows allow. `Ledger` reads both directions as frames and knows no more.
 - No more is given back than was received, neither of a stream nor of the connection.
-- Streams, unfinished messages and unsent bytes stay within their bounds.
+- A turn takes no more units and writes no more bytes than its bounds.
+- Streams, unstarted calls and unfinished messages stay within theirs.
 - A handler hears `closed` once and nothing after it; at the end every one has heard it and nothing is held.
 """
 
@@ -33,7 +34,11 @@ from trials.attack import frames
 OPERATIONS_MAX = 200
 """Of a conversation: a longer one finds no more, and slows the search."""
 TURN_UNITS = 32
+OVERSPENT_UNITS_MAX = 16
+"""What the last frame of a turn may cost: its header block and list, or its message, unpacked, in KiB."""
 WRITE_BYTES = 4096
+OUTPUT_BYTES_MAX = WRITE_BYTES + 2 * frames.FRAME_BYTES_MAX
+"""A frame beyond what was asked for, and what input is answered by itself: resets, windows, trailers."""
 FRAME_HEADER_BYTES = 9
 STREAM_METHOD, UNARY_METHOD, BROKEN_METHOD = "/test/Stream", "/test/Unary", "/test/Broken"
 
@@ -267,13 +272,16 @@ class World:
 
     def turn(self) -> None:
         """One turn: input within a budget, then output."""
-        self.grpc.process(TURN_UNITS)
+        spent = self.grpc.process(TURN_UNITS)
+        assert spent <= TURN_UNITS + OVERSPENT_UNITS_MAX, f"a turn took {spent} units"
         self.write()
 
     def write(self) -> None:
         """Let the server write, and check what it wrote."""
         self.grpc.pull(WRITE_BYTES)
-        self.ledger.hear(self.http2.take_output())
+        output = self.http2.take_output()
+        assert len(output) <= OUTPUT_BYTES_MAX, f"a turn wrote {len(output)} bytes"
+        self.ledger.hear(output)
 
     def check(self) -> None:
         """Raise AssertionError if a bound does not hold."""

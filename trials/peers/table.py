@@ -101,7 +101,7 @@ def try_all(site: Site, peers: Sequence[Peer], console: Console) -> list[Outcome
     outcomes = []
     for peer in peers:
         for ability in ABILITIES:
-            outcome = _try(site, peer, ability)
+            outcome = try_cell(site, peer, ability)
             outcomes.append(outcome)
             if not outcome.lacking:
                 console.print(
@@ -110,7 +110,8 @@ def try_all(site: Site, peers: Sequence[Peer], console: Console) -> list[Outcome
     return outcomes
 
 
-def _try(site: Site, peer: Peer, ability: Ability) -> Outcome:
+def try_cell(site: Site, peer: Peer, ability: Ability) -> Outcome:
+    """Try one ability of one peer."""
     if ability in peer.lacks:
         return Outcome(peer.name, ability, lacking=peer.lacks[ability])
     try:
