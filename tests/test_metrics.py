@@ -27,7 +27,7 @@ CENSUS = Census(
     draining=True,
     connections=9,
     connections_ended={"calm_down": 2, "preface": 0},
-    unfinished_bytes=100,
+    buffered_bytes=100,
     unsent_bytes=200,
     log_lines_dropped=12,
     models=(
@@ -217,7 +217,7 @@ def test_gauges_are_read_at_the_scrape(registry: CollectorRegistry, metrics: Met
     assert registry.get_sample_value("cellstream_connections") == 9
     assert registry.get_sample_value("cellstream_connections_ended_total", {"cause": "calm_down"}) == 2
     assert registry.get_sample_value("cellstream_connections_ended_total", {"cause": "preface"}) == 0
-    assert registry.get_sample_value("cellstream_unfinished_bytes") == 100
+    assert registry.get_sample_value("cellstream_buffered_bytes") == 100
     assert registry.get_sample_value("cellstream_unsent_bytes") == 200
 
 

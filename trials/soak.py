@@ -261,14 +261,15 @@ def plot(samples: Sequence[Sample], path: Path) -> None:
 
     minutes = [sample.seconds / 60 for sample in samples]
     figure, (memory, files) = pyplot.subplots(2, 1, figsize=(8, 4.5), sharex=True, layout="constrained")
-    memory.plot(minutes, [sample.resident_bytes / (1 << 20) for sample in samples])
-    memory.set_ylim(bottom=0)
+    mebibytes = [sample.resident_bytes / (1 << 20) for sample in samples]
+    memory.plot(minutes, mebibytes)
+    memory.set_ylim(0, 1.25 * max(mebibytes))
     memory.set_ylabel("memory, MiB")
     files.plot(minutes, [sample.open_files for sample in samples], label="file descriptors")
     files.plot(minutes, [sample.streams for sample in samples], label="streams", linewidth=0.8)
-    files.set_ylim(bottom=0)
+    files.set_ylim(0, 1.4 * max(sample.open_files for sample in samples))
     files.set_xlabel("minutes")
-    files.legend(frameon=False, ncols=2)
+    files.legend(frameon=False, ncols=2, loc="upper center")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
 

@@ -122,7 +122,8 @@ TABLE = (
         "1 for each version served. Equal numerics digests: equal answers, bit for bit if exact."),
     Row("streams", "gauge", (), "Streams open: calls of Predict and Generate."),
     Row("connections", "gauge", (), "Connections open, of the native transport."),
-    Row("unfinished_bytes", "gauge", (), "Bytes of messages that have not come whole."),
+    Row("buffered_bytes", "gauge", (),
+        "Bytes of messages that are not whole, or not applied beyond their streams' windows."),
     Row("unsent_bytes", "gauge", (), "About how many bytes of responses wait for their clients to read."),
     Row("draining", "gauge", (), "1 while the server is going away."),
 )
@@ -160,7 +161,7 @@ class Census:
     models: Sequence[ModelCensus]
     connections: int = 0
     connections_ended: Mapping[str, int] = field(default_factory=dict)
-    unfinished_bytes: int = 0
+    buffered_bytes: int = 0
     unsent_bytes: int = 0
     log_lines_dropped: int = 0
 

@@ -68,7 +68,10 @@ class Settings(BaseSettings):
     tls_cert: Path | None = Field(
         default=None, description="PEM file of the server's certificate and its chain; with it, TLS only."
     )
-    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, unencrypted.")
+    tls_key: Path | None = Field(
+        default=None,
+        description="PEM file of the certificate's key, unencrypted; unset: it is in tls_cert's file.",
+    )
     tls_client_ca: Path | None = Field(
         default=None, description="PEM file of the authorities whose clients are let in (mutual TLS)."
     )
@@ -140,14 +143,20 @@ class Settings(BaseSettings):
         default=16_384, description="Streams open at once; each costs about 4 KiB, behind grpcio 27 KiB."
     )
     stream_handles_max: PositiveInt = Field(default=4096, description="Handles one stream may use at once.")
+    stream_closed_handles_max: PositiveInt = Field(
+        default=64,
+        description="Handles of one stream of which it is remembered why they are closed, for feeds that are "
+        "under way; about 1 KiB each. Others hear HANDLE_UNKNOWN.",
+    )
     stream_outbox_bytes_max: PositiveInt = Field(
         default=4 << 20,
         description="Unsent response bytes of one stream; beyond it the stream is neither read nor stepped.",
     )
     buffered_bytes_max: PositiveInt = Field(
         default=128 << 20,
-        description="Bytes of unfinished messages, and again of unsent responses, over all streams; beyond "
-        "it a stream gets its fair share, and of unfinished messages the oldest goes on.",
+        description="Bytes of large messages that are not whole or not applied, and again of unsent "
+        "responses, over all streams. Beyond it, of messages the oldest goes on, and of responses each "
+        "stream has its fair share.",
     )
     response_bytes_max: PositiveInt = Field(
         default=1 << 20,

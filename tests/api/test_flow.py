@@ -321,7 +321,7 @@ async def test_what_is_kept_of_a_message_does_not_keep_the_message(front: Any) -
         assert front.told(refused.error).reason == "SESSION_ID_INVALID"
         assert refused.session_id == ""
         (stream,) = front.registry.streams
-        assert stream.former[0].__traceback__ is None
+        assert stream.closed_handles[0].__traceback__ is None
     feed = pb.Feed(text="a", answer=pb.Answer(top_k=3))
     given = convert.given_by(feed, 0.0, 1, 1)
     feed.answer.top_k = 4

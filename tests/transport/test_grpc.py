@@ -283,6 +283,7 @@ class TestCompression:
     @pytest.mark.parametrize(
         "packed",
         [b"", b"no gzip", gzip.compress(b"x" * 100)[:-1], gzip.compress(b"x") + b"more", zlib.compress(b"x")],
+        ids=["empty", "no gzip", "broken off", "more behind it", "zlib"],
     )
     def test_what_is_no_gzip_is_internal(self, packed: bytes) -> None:
         memory = Memory()

@@ -39,6 +39,9 @@ RATE_LEAST = 0.5
 P99_MOST = 5.0
 P99_FLOOR_MS = 10.0
 """A p99 below it passes whatever its ratio: one call may hold the loop as long (`step_milliseconds_max`)."""
+CALM_P99_MS = 15.0
+"""Three times what the honest sessions have on a calm machine."""
+TRIES_MAX = 3
 OVER_TLS = ("tls_hellos",)
 
 
@@ -73,6 +76,11 @@ class Outcome:
     def p99_ratio(self) -> float:
         """The honest p99, relative to before."""
         return float(self.during["p99_ms"] / self.without["p99_ms"])
+
+    @property
+    def was_calm(self) -> bool:
+        """Whether the machine had time for the honest sessions when nobody attacked."""
+        return float(self.without["p99_ms"]) <= CALM_P99_MS
 
     @property
     def is_within_goals(self) -> bool:
@@ -231,6 +239,16 @@ def run(transport: str, only: Sequence[str], tree: Path, results: Path | None, s
 
 
 def _one(folder: Path, transport: str, tree: Path, name: str, seconds: float) -> Outcome:
+    """Run an attack; again, where the machine was busy with something else, and take the calmest."""
+    tries: list[Outcome] = []
+    while len(tries) < TRIES_MAX and not any(outcome.was_calm for outcome in tries):
+        tries.append(_try(folder, transport, tree, name, seconds))
+        if tries[-1].problems:
+            return tries[-1]
+    return max(tries, key=lambda outcome: float(outcome.without["rate"]))
+
+
+def _try(folder: Path, transport: str, tree: Path, name: str, seconds: float) -> Outcome:
     _, others = split_cores()
     try:
         with under_attack(folder, transport, tree=tree, tls=name in OVER_TLS) as (server, honest):

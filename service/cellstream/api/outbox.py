@@ -6,6 +6,7 @@ things: within a response a client applies what was opened, then results, then e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -14,8 +15,12 @@ from cellstream.engine import Progress
 from cellstream.sessions import QueuedFeed, Served
 from cellstream.v1 import prediction_pb2 as pb
 
-STATUS_BYTES = 400
-"""About what an error takes."""
+FAILURE_BYTES = 600
+"""About what a failure takes while it waits: its error, and what names the feed. The message of protobuf,
+which takes three times as much, is made when there is room."""
+
+NOTICE_BYTES = 300
+"""The same of what was opened, and of an event."""
 
 
 class Part(IntEnum):
@@ -27,15 +32,19 @@ class Part(IntEnum):
 
 
 # Names of the module: an enum's member costs 30 ns to look up, and these are compared for every row.
-_OPENED, _RESULTS, _EVENTS = Part.OPENED, Part.RESULTS, Part.EVENTS
+_OPENED, _RESULTS = Part.OPENED, Part.RESULTS
+
+
+Write = Callable[[pb.PredictResponse], None]
+"""Adds one thing to a response."""
 
 
 class Outbox:
     """The items that wait, in order.
 
     An item is a tuple, because a class costs three times as much to make and one is made for every row:
-    (part, bytes, message) with the message of an Opened, Result or Event; or, for steps that answered,
-    (part, bytes, handle, queued, progress, first step, step behind the last, served).
+    (part, bytes, write); or, for steps that answered, (part, bytes, handle, queued, progress, first step,
+    step behind the last, served).
 
     Args:
         response_bytes_max: Bytes of one response, unless one item has more.
@@ -50,22 +59,9 @@ class Outbox:
     def __repr__(self) -> str:
         return f"<Outbox: {len(self._items)} items>"
 
-    def add_opened(self, opened: pb.Opened) -> int:
-        """Add what a client is told of an Open; return about how many bytes it takes."""
-        return self._add(_OPENED, opened)
-
-    def add_failure(self, result: pb.Result) -> int:
-        """Add the result of a feed that failed; return about how many bytes it takes."""
-        return self._add(_RESULTS, result)
-
-    def add_event(self, event: pb.Event) -> int:
-        """Add an event; return about how many bytes it takes."""
-        return self._add(_EVENTS, event)
-
-    def _add(self, part: Part, message: pb.Opened | pb.Result | pb.Event) -> int:
-        size = 100 + (STATUS_BYTES if message.HasField("error") else 0)
-        self._items.append((part, size, message))
-        return size
+    def add(self, part: Part, size: int, write: Write) -> None:
+        """Add something that takes about so many bytes, and is written when there is room."""
+        self._items.append((part, size, write))
 
     def add_progress(self, handle: int, queued: QueuedFeed, progress: Progress, served: Served) -> int:
         """Add what a call did for a feed, cut where it is too long for one response.
@@ -115,7 +111,7 @@ class Outbox:
             size += item[1]
             count += 1
             if len(item) == 3:
-                _write_message(response, part, item[2])
+                item[2](response)
                 continue
             _, _, handle, queued, progress, first, last, served = item
             # Set one by one: by keyword they cost twice as much, and this runs for every token.
@@ -154,12 +150,3 @@ class Unencodable(Exception):
         self.handle = handle
         self.queued = queued
         self.position = position
-
-
-def _write_message(response: pb.PredictResponse, part: Part, message: Any) -> None:
-    if part is _OPENED:
-        response.opened.append(message)
-    elif part is _RESULTS:
-        response.results.append(message)
-    else:
-        response.events.append(message)

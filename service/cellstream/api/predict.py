@@ -7,17 +7,18 @@ client that does not read is neither read nor stepped: it blocks only itself.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cellstream.api import convert
 from cellstream.api.context import Context
 from cellstream.api.flow import Flow
-from cellstream.api.outbox import Outbox, Unencodable
+from cellstream.api.outbox import FAILURE_BYTES, NOTICE_BYTES, Outbox, Part, Unencodable, Write
 from cellstream.api.parsing import has_more_fields, parse
 from cellstream.engine import Progress
 from cellstream.errors import CellstreamError, MalformedMessage, MessageTooLarge
-from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Served
+from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Served, Session
 from cellstream.transport.call import OK, Call, Status, Why
 from cellstream.v1 import prediction_pb2 as pb
 
@@ -38,10 +39,12 @@ class PredictStream:
         "_call",
         "_context",
         "_flow",
+        "_half_closed",
         "_last_status",
         "_outbox",
         "_stream",
         "_taken_bytes",
+        "_unread",
     )
 
     def __init__(self, call: Call, context: Context) -> None:
@@ -52,6 +55,8 @@ class PredictStream:
         self._outbox = Outbox(context.settings.response_bytes_max)
         self._answered: list[tuple[Served, float]] = []
         self._taken_bytes = 0  # of the response that is being sent
+        self._unread: list[_Unread] = []  # what came while it is paused; bounded by its window
+        self._half_closed = False
         self._last_status: Status | None = None  # how it ends, once all that was read is answered
 
     def __repr__(self) -> str:
@@ -60,26 +65,24 @@ class PredictStream:
     # ------------------------------------------------------------ told by the transport
 
     def received(self, message: bytes) -> None:
-        """Do what a message asks; one that cannot be read ends the stream once all before it is answered."""
-        if self._last_status is not None:
-            return  # behind a message that ends the stream
-        try:
-            self._take(message)
-        except CellstreamError as refused:
-            self._last_status = self._context.errors.explain(refused)
-            self._end_if_answered()
+        """Do what a message asks, or keep it until the stream is no longer paused."""
+        if self._stream.paused or self._unread:
+            self._unread.append(_Unread(message, 0, self._context.clock()))
+        else:
+            self._read(_Unread(message, 0, self._context.clock()))
 
     def half_closed(self) -> None:
         """End the stream once all that was read is answered."""
-        if self._last_status is None:
-            self._last_status = OK
-            self._end_if_answered()
+        self._half_closed = True
+        self._end_if_answered()
 
     def next_message(self) -> bytes | None:
         """Encode the next response."""
         if self._taken_bytes:
             self._flow.sent(self._taken_bytes)
             self._taken_bytes = 0
+            if self._unread:
+                self._read_on()
         answered = self._answered
         while True:
             try:
@@ -112,15 +115,50 @@ class PredictStream:
             histogram.observe(now - received_at)
 
     def _end_if_answered(self) -> None:
-        if not self._stream.unapplied_bytes and self._last_status is not None:
+        if self._stream.unapplied_bytes or self._unread:
+            return
+        if self._last_status is not None:
             self._call.end(self._last_status)
+        elif self._half_closed:
+            self._call.end(OK)
 
     # ------------------------------------------------------------ reading
 
-    def _take(self, raw: bytes) -> None:
-        """Do what one message asks, in the order of its fields."""
+    def _read_on(self) -> None:
+        """Read what was kept, as far as the stream is not paused again."""
+        kept, self._unread = self._unread, []
+        for place, unread in enumerate(kept):
+            if self._stream.paused:
+                self._unread += kept[place:]
+                break
+            self._read(unread)
+        self._end_if_answered()
+
+    def _read(self, unread: _Unread) -> None:
+        """Do what a message asks; one that cannot be read ends the stream once all before it is answered."""
+        if self._last_status is not None:
+            return  # behind a message that ends the stream
+        try:
+            done = self._take(unread.message, unread.done, unread.received_at)
+        except CellstreamError as refused:
+            self._last_status = self._context.errors.explain(refused)
+            self._end_if_answered()
+        else:
+            if done is not None:
+                self._unread.append(_Unread(unread.message, done, unread.received_at))
+
+    def _take(self, raw: bytes, done: int, received_at: float) -> int | None:
+        """Do what one message asks, in the order of its fields, until the stream is paused.
+
+        Args:
+            raw: The message.
+            done: How many of its items have been done.
+            received_at: When it came, seconds of the server's clock.
+
+        Returns:
+            How many items are done, if some are left; None: all are.
+        """
         settings = self._context.settings
-        now = self._context.clock()
         items_max = settings.message_items_max
         if has_more_fields(raw, items_max):
             raise _too_many_items(f"more than {items_max}", items_max)
@@ -128,23 +166,37 @@ class PredictStream:
         # Held and sliced: protobuf makes a list anew each time it is asked for one, which took a fifth of the
         # Python of a message with one feed, and its iterators end by raising an IndexError.
         opens, resets, feeds, closes = request.opens, request.resets, request.feeds, request.closes
-        queued = len(resets) + len(feeds) + len(closes)
-        items = len(opens) + queued
+        before_feeds = len(opens) + len(resets)
+        before_closes = before_feeds + len(feeds)
+        items = before_closes + len(closes)
         if items > items_max:
             raise _too_many_items(str(items), items_max)
         share = len(raw) // items if items else 0  # of the message's bytes, for each that may have to wait
         registry, stream = self._context.registry, self._stream
-        for wanted in opens[:]:
+        for wanted in opens[done:]:
+            if stream.paused:
+                return done
             registry.open(stream, wanted.handle, _load_open(wanted))
-        for reset in resets[:]:
+            done += 1
+        for reset in resets[done - len(opens) :]:
+            if stream.paused:
+                return done
             registry.reset(stream, reset.handle, share)
+            done += 1
         tokens_max = settings.feed_tokens_max
-        for feed in feeds[:]:
-            registry.feed(stream, feed.handle, convert.given_by(feed, now, share, tokens_max))
-        for close in closes[:]:
+        for feed in feeds[done - before_feeds :]:
+            if stream.paused:
+                return done
+            registry.feed(stream, feed.handle, convert.given_by(feed, received_at, share, tokens_max))
+            done += 1
+        for close in closes[done - before_closes :]:
+            if stream.paused:
+                return done
             registry.close(stream, close.handle, close.keep, share)
-        if rest := len(raw) - share * queued:
+            done += 1
+        if rest := len(raw) - share * (items - len(opens)):
             self._flow.applied(rest)
+        return None
 
     # ------------------------------------------------------------ told by the registry
 
@@ -152,26 +204,25 @@ class PredictStream:
         """The handle holds its session."""
         session = handle.session
         assert session is not None, "a handle that is opened has its session"
-        opened = pb.Opened(
+        write = partial(
+            _write_opened,
             handle=handle.number,
-            session_id=session.id,
-            model=session.served.name,
-            version=session.served.version,
+            session=session,
             position=session.position,
             created=created,
+            previous=previous,
         )
-        if previous is not None:
-            opened.previous.cause = pb.Cause.ValueType(previous.cause)
-            opened.previous.position = previous.position
-            opened.previous.time.CopyFrom(_timestamp(previous.time))
-        self._owe(self._outbox.add_opened(opened))
+        self._owe(Part.OPENED, NOTICE_BYTES, write)
 
     def refused(self, number: int, session_id: str, error: CellstreamError) -> None:
         """The handle of this number could not be opened."""
         if len(session_id.encode()) > self._context.settings.session_id_bytes_max:
             session_id = ""  # no session's id, and as large as the client likes
-        status = self._context.errors.status(error)
-        self._owe(self._outbox.add_opened(pb.Opened(handle=number, session_id=session_id, error=status)))
+        self._owe(
+            Part.OPENED,
+            FAILURE_BYTES,
+            partial(self._write_refused, number=number, id=session_id, error=error),
+        )
 
     def result(self, handle: Handle, queued: QueuedFeed, progress: Progress) -> None:
         """A feed was answered, or failed."""
@@ -180,7 +231,8 @@ class PredictStream:
             return
         session = handle.session
         assert session is not None, "a feed runs for a session"
-        self._owe(self._outbox.add_progress(handle.number, queued, progress, session.served))
+        self._call.ready()
+        self._flow.owe(self._outbox.add_progress(handle.number, queued, progress, session.served))
 
     def rejected(self, number: int, queued: QueuedFeed, error: CellstreamError) -> None:
         """A feed names a handle that is not in use."""
@@ -188,19 +240,20 @@ class PredictStream:
 
     def event(self, number: int, cause: Cause, position: int, error: CellstreamError | None) -> None:
         """Something happened to a session, or a reset or close could not be done."""
-        event = pb.Event(
-            handle=number,
-            cause=pb.Cause.ValueType(cause),
+        write = partial(
+            self._write_event,
+            number=number,
+            cause=cause,
             position=position,
-            time=_timestamp(self._context.wall_clock()),
-            error=None if error is None else self._context.errors.status(error),
+            time=self._context.wall_clock(),
+            error=error,
         )
-        self._owe(self._outbox.add_event(event))
+        self._owe(Part.EVENTS, NOTICE_BYTES if error is None else FAILURE_BYTES, write)
 
     def applied(self, size: int) -> None:
         """So many bytes of what was read are applied, or failed."""
         self._flow.applied(size)
-        if self._last_status is not None:
+        if self._half_closed or self._last_status is not None:
             self._end_if_answered()
 
     def drained(self, error: CellstreamError) -> None:
@@ -209,21 +262,81 @@ class PredictStream:
         self._call.end(self._last_status)
 
     def _fail(self, number: int, queued: QueuedFeed, position: int, error: CellstreamError) -> None:
-        status = self._context.errors.status(error)
-        failure = pb.Result(handle=number, feed_id=queued.id, position=position, done=True, error=status)
-        self._owe(self._outbox.add_failure(failure))
+        write = partial(self._write_failure, number=number, id=queued.id, position=position, error=error)
+        self._owe(Part.RESULTS, FAILURE_BYTES, write)
 
     def _fail_answer(self, failure: Unencodable) -> None:
         """Tell the client, in place of a feed's answer, that it cannot be told."""
-        cause = failure.__cause__
+        cause, queued = failure.__cause__, failure.queued
         assert isinstance(cause, Exception), "it is raised from what went wrong"
-        self._flow.sent(self._outbox.drop(failure.queued))
-        mistake = self._context.registry.fail_answer(self._stream, failure.handle, failure.queued, cause)
-        self._fail(failure.handle, failure.queued, failure.position, mistake)
+        self._flow.sent(self._outbox.drop(queued))
+        tell = partial(self._fail, failure.handle, queued, failure.position)
+        self._context.registry.fail_answer(self._stream, failure.handle, queued, cause, tell)
 
-    def _owe(self, size: int) -> None:
+    def _owe(self, part: Part, size: int, write: Write) -> None:
+        self._outbox.add(part, size, write)
         self._call.ready()
         self._flow.owe(size)
+
+    # ------------------------------------------------------------ writing, once there is room
+
+    def _write_refused(
+        self, response: pb.PredictResponse, number: int, id: str, error: CellstreamError
+    ) -> None:
+        response.opened.add(handle=number, session_id=id, error=self._context.errors.status(error))
+
+    def _write_failure(
+        self, response: pb.PredictResponse, number: int, id: int, position: int, error: CellstreamError
+    ) -> None:
+        status = self._context.errors.status(error)
+        response.results.add(handle=number, feed_id=id, position=position, done=True, error=status)
+
+    def _write_event(
+        self,
+        response: pb.PredictResponse,
+        number: int,
+        cause: Cause,
+        position: int,
+        time: float,
+        error: CellstreamError | None,
+    ) -> None:
+        response.events.add(
+            handle=number,
+            cause=pb.Cause.ValueType(cause),
+            position=position,
+            time=_timestamp(time),
+            error=None if error is None else self._context.errors.status(error),
+        )
+
+
+class _Unread(NamedTuple):
+    """A message of a paused stream: it, how many of its items are done, and when it came."""
+
+    message: bytes
+    done: int
+    received_at: float
+
+
+def _write_opened(
+    response: pb.PredictResponse,
+    handle: int,
+    session: Session,
+    position: int,
+    created: bool,
+    previous: Ending | None,
+) -> None:
+    opened = response.opened.add(
+        handle=handle,
+        session_id=session.id,
+        model=session.served.name,
+        version=session.served.version,
+        position=position,
+        created=created,
+    )
+    if previous is not None:
+        opened.previous.cause = pb.Cause.ValueType(previous.cause)
+        opened.previous.position = previous.position
+        opened.previous.time.CopyFrom(_timestamp(previous.time))
 
 
 def _too_many_items(found: str, most: int) -> MessageTooLarge:

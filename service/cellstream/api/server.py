@@ -89,7 +89,7 @@ class Transport(Protocol):
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of messages that have not come whole."""
+        """Bytes of messages that are not whole, or not applied beyond their streams' windows."""
 
     @property
     def ended(self) -> Mapping[str, int]:
@@ -316,7 +316,7 @@ class Server:
             draining=self.registry.draining,
             connections=self._transport.connections,
             connections_ended=self._transport.ended,
-            unfinished_bytes=self._transport.buffered_bytes,
+            buffered_bytes=self._transport.buffered_bytes,
             unsent_bytes=self._context.unsent.total,
             log_lines_dropped=log_lines_dropped,
             models=[self._model_census(served) for served in self._catalogue],

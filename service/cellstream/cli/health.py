@@ -72,7 +72,7 @@ def own_server(environ: Mapping[str, str], tls: Tls) -> tuple[str, Tls]:
     if setting("TLS_CERT") and not tls.get("tls"):
         files["tls_ca"] = setting("TLS_CERT")
     if setting("TLS_CLIENT_CA") and not (tls.get("tls_cert") or tls.get("tls_key")):
-        files["tls_cert"], files["tls_key"] = setting("TLS_CERT"), setting("TLS_KEY")
+        files["tls_cert"], files["tls_key"] = setting("TLS_CERT"), setting("TLS_KEY") or setting("TLS_CERT")
     return _target(setting("HOST") or "localhost", setting("PORT") or "50051"), {**files, **tls}
 
 

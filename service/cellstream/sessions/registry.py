@@ -114,7 +114,8 @@ class Registry:
         self.streams.pop(stream, None)
         for handle in list(stream.handles.values()):
             handle.waiting_opens = ()
-            session = self._detach(handle)
+            session = handle.session
+            self._detach(handle)
             if session is not None:
                 self._move(session, life.Event.LET_GO if session.named else life.Event.STREAM_END)
 
@@ -146,10 +147,10 @@ class Registry:
         """
         if number in stream.handles:
             raise refusals.handle_in_use(number)
-        stream.former.pop(number, None)
+        stream.closed_handles.pop(number, None)
         if len(stream.handles) >= self._settings.stream_handles_max:
             error = refusals.too_many_handles(self._settings)
-            stream.remember(number, error, self._settings.stream_handles_max)
+            stream.remember(number, error, self._settings.stream_closed_handles_max)
             stream.listener.refused(number, request.session_id, error)
             return
         handle = Handle(stream, number)
@@ -370,7 +371,7 @@ class Registry:
         """The handle's Open failed: it is free again, and all that followed it ends with the same error."""
         stream, listener = handle.stream, handle.stream.listener
         del stream.handles[handle.number]
-        stream.remember(handle.number, error, self._settings.stream_handles_max)
+        stream.remember(handle.number, error, self._settings.stream_closed_handles_max)
         listener.refused(handle.number, session_id, error)
         for queued in handle.queue:
             if isinstance(queued, QueuedFeed):
@@ -449,7 +450,16 @@ class Registry:
         if progress.error is not None:
             handle.failed = True
             self._log_failure(handle, queued, progress.error)
-        handle.stream.listener.result(handle, queued, progress)
+        try:
+            handle.stream.listener.result(handle, queued, progress)
+        except Exception as cause:  # the answer cannot be told, so the feed ends here, and says so
+
+            def tell(mistake: CellstreamError) -> None:
+                failed = Progress(position=progress.position, done=True, error=mistake)
+                handle.stream.listener.result(handle, queued, failed)
+
+            self.fail_answer(handle.stream, handle.number, queued, cause, tell)
+            return
         if progress.done or feed.finished:
             handle.current = handle.feed = None
             handle.stream.paid(queued.size)
@@ -458,20 +468,31 @@ class Registry:
                 self._advance(handle)
 
     def fail_answer(
-        self, stream: Stream, number: int, queued: QueuedFeed, cause: Exception
-    ) -> CellstreamError:
+        self,
+        stream: Stream,
+        number: int,
+        queued: QueuedFeed,
+        cause: Exception,
+        tell: Callable[[CellstreamError], None],
+    ) -> None:
         """End a feed, if it still runs, because its answer cannot be told; what it applied stays applied.
 
-        Returns:
-            What the client is told; the log has the cause.
+        Args:
+            stream: Whose feed it is.
+            number: Its handle.
+            queued: The feed.
+            cause: What went wrong; it goes to the log.
+            tell: Tells the client, before anything that waits behind the feed.
         """
         mistake = InternalError.with_new_id()
         mistake.__cause__ = cause
         handle = stream.handles.get(number)
         if handle is None:
             log.error("feed_failed", feed=queued.id, exc_info=cause, **mistake.values)
-            return mistake
+            tell(mistake)
+            return
         self._log_failure(handle, queued, mistake)
+        tell(mistake)
         if handle.current is queued:
             if handle.feed is not None and handle.session is not None:
                 handle.session.served.engine.withdraw(handle.feed)
@@ -480,7 +501,6 @@ class Registry:
             handle.failed = True
             stream.paid(queued.size)
             self._advance(handle)
-        return mistake
 
     def _fail(self, handle: Handle, queued: QueuedFeed, error: CellstreamError) -> None:
         self._log_failure(handle, queued, error)
@@ -529,20 +549,26 @@ class Registry:
         stream = handle.stream
         position = handle.position
         unapplied = [handle.current, *handle.queue]
-        self._detach(handle)
+        owed = self._detach(handle)
         for queued in unapplied:
             if isinstance(queued, QueuedFeed):
                 self._log_failure(handle, queued, error)
                 failed = Progress(position=position, done=True, error=error)
                 stream.listener.result(handle, queued, failed)
-        stream.remember(handle.number, error, self._settings.stream_handles_max)
+        stream.remember(handle.number, error, self._settings.stream_closed_handles_max)
         stream.listener.event(handle.number, cause, position, None)
+        stream.paid(owed)
 
-    def _detach(self, handle: Handle) -> Session | None:
-        """Take the handle from its stream, in silence; its session has no writer then."""
+    def _detach(self, handle: Handle) -> int:
+        """Take the handle from its stream, in silence; its session has no writer then.
+
+        Returns:
+            How many bytes of what was read were not applied: the stream is paid them once its listener has
+            been told.
+        """
         stream, session = handle.stream, handle.session
         del stream.handles[handle.number]
-        owed = sum(queued.size for queued in (handle.current, *handle.queue) if queued is not None)
+        owed: int = sum(queued.size for queued in (handle.current, *handle.queue) if queued is not None)
         if session is not None:
             if handle.feed is not None:
                 session.served.engine.withdraw(handle.feed)
@@ -550,9 +576,7 @@ class Registry:
             self.held[session.served] -= 1
         handle.current = handle.feed = None
         handle.queue = ()
-        if owed:
-            stream.paid(owed)
-        return session
+        return owed
 
     def _move(self, session: Session, event: life.Event) -> None:
         """Move a session that no handle holds along its life."""
@@ -582,4 +606,4 @@ class Registry:
     def _not_in_use(self, stream: Stream, number: int) -> CellstreamError:
         if number in stream.handles:
             return refusals.handle_closing(number)
-        return stream.former.get(number) or refusals.handle_unknown(number)
+        return stream.closed_handles.get(number) or refusals.handle_unknown(number)

@@ -220,18 +220,18 @@ class Stream:
     Attributes:
         listener: Who reads its answers.
         handles: Those in use, by number.
-        former: Why handles that were in use no longer are; what their late feeds are told.
+        closed_handles: Why handles that were in use no longer are; what their late feeds are told.
         unapplied_bytes: How many bytes of messages have been read and are not applied; 0: all that was read
             is answered.
         paused: Its feeds are not scheduled, because its client does not read.
     """
 
-    __slots__ = ("former", "handles", "listener", "paused", "unapplied_bytes")
+    __slots__ = ("closed_handles", "handles", "listener", "paused", "unapplied_bytes")
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self.handles: dict[int, Handle] = {}
-        self.former: dict[int, CellstreamError] = {}
+        self.closed_handles: dict[int, CellstreamError] = {}
         self.unapplied_bytes = 0
         self.paused = False
 
@@ -241,12 +241,13 @@ class Stream:
 
     def paid(self, size: int) -> None:
         """Count bytes of what was read as applied."""
-        self.unapplied_bytes -= size
-        self.listener.applied(size)
+        if size:
+            self.unapplied_bytes -= size
+            self.listener.applied(size)
 
     def remember(self, number: int, error: CellstreamError, most: int) -> None:
         """Remember why a handle is no longer in use; the oldest of too many is forgotten."""
-        self.former.pop(number, None)
-        if len(self.former) >= most:
-            del self.former[next(iter(self.former))]
-        self.former[number] = error.with_traceback(None)  # its frames hold on to the whole request
+        self.closed_handles.pop(number, None)
+        if len(self.closed_handles) >= most:
+            del self.closed_handles[next(iter(self.closed_handles))]
+        self.closed_handles[number] = error.with_traceback(None)  # its frames hold on to the whole request

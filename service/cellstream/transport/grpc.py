@@ -24,14 +24,13 @@ loop; identity is always legal.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from cellstream.errors import MessageTooLarge
 from cellstream.settings import Settings
-from cellstream.transport import frames, grpc_headers
+from cellstream.transport import frames, grpc_headers, packing
 from cellstream.transport.call import Code, Handler, Metadata, Peer, Service, Status, Why
 from cellstream.transport.grpc_headers import NO_METADATA, Request, read_request
 from cellstream.transport.http2 import (
@@ -71,7 +70,6 @@ all of it, so that a first message that had to wait is still in time."""
 
 _PREFIX = struct.Struct(">BI")
 _PREFIX_BYTES = 5
-_GZIP = 31  # zlib's number for a gzip header and a window of 32 KiB
 _UNIT_SHIFT = 10  # a unit of a turn's budget is a KiB of what is unpacked
 
 
@@ -100,6 +98,8 @@ class UnfinishedMessages:
 
     Attributes:
         size_bytes: How many bytes there are.
+        whole_bytes: Bytes of whole messages that are not applied, beyond their streams' windows; they count
+            against the bound too.
     """
 
     __slots__ = (
@@ -111,6 +111,7 @@ class UnfinishedMessages:
         "_timer",
         "_waiting",
         "size_bytes",
+        "whole_bytes",
     )
 
     def __init__(
@@ -124,6 +125,7 @@ class UnfinishedMessages:
         self._calls: OrderedDict[GrpcCall, float] = OrderedDict()  # since when they may go on
         self._waiting: OrderedDict[GrpcCall, None] = OrderedDict()
         self.size_bytes = 0
+        self.whole_bytes = 0
 
     def __repr__(self) -> str:
         return f"<UnfinishedMessages: {self.size_bytes} bytes of {len(self._calls)} calls>"
@@ -142,13 +144,19 @@ class UnfinishedMessages:
         if self._waiting:
             self._let_go_on()
 
+    def change_whole(self, size: int) -> None:
+        """Add so many bytes of whole messages, or take them away; then others that waited may go on."""
+        self.whole_bytes += size
+        if size < 0 and self._waiting:
+            self._let_go_on()
+
     def is_oldest(self, call: GrpcCall) -> bool:
         """Tell whether no other call's message is unfinished for longer."""
         return next(iter(self._calls), None) is call
 
     def allow(self, call: GrpcCall) -> bool:
         """Tell whether a call's window may be renewed; if not, it is renewed later."""
-        if self.size_bytes <= self._bytes_max or self.is_oldest(call):
+        if self.size_bytes + self.whole_bytes <= self._bytes_max or self.is_oldest(call):
             return True
         self._waiting[call] = None
         if self._timer is None:
@@ -163,7 +171,7 @@ class UnfinishedMessages:
             self._calls[oldest] = now
             oldest.renew_window()
         granted = 0
-        while self._waiting and self.size_bytes + granted <= self._bytes_max:
+        while self._waiting and self.size_bytes + self.whole_bytes + granted <= self._bytes_max:
             call, _ = self._waiting.popitem(last=False)
             self._calls[call] = now
             granted += call.renew_window()
@@ -262,10 +270,12 @@ class GrpcCall:
         held_bytes: How many bytes of both count as unfinished.
         unreturned_bytes: Received on the stream and not given back to its window.
         unconsumed_bytes: Of whole messages, not applied yet.
+        beyond_bytes: How many of these are beyond the stream's window.
         stalled_since: Since when there is output and no room; None: that is not so.
     """
 
     __slots__ = (
+        "beyond_bytes",
         "connection",
         "deadline",
         "first",
@@ -313,6 +323,7 @@ class GrpcCall:
         self.held_bytes = 0
         self.unreturned_bytes = 0
         self.unconsumed_bytes = 0
+        self.beyond_bytes = 0
         self.stalled_since: float | None = None
         self.timer: Timer | None = None
 
@@ -329,6 +340,8 @@ class GrpcCall:
     def consumed(self, size: int) -> None:
         """See `call.Call`."""
         unconsumed = self.unconsumed_bytes = max(0, self.unconsumed_bytes - size)
+        if self.beyond_bytes:
+            self.connection.count_beyond(self)
         if self.unreturned_bytes - unconsumed >= self.connection.give_back_bytes and not self.is_over:
             self.connection.renew_window(self)
 
@@ -384,6 +397,7 @@ class GrpcConnection:
         "_unfinished",
         "_units",
         "_wake",
+        "_window_bytes",
         "_window_opened",
         "calls",
         "give_back_bytes",
@@ -416,6 +430,7 @@ class GrpcConnection:
             totals.call_at,
         )
         self._message_bytes_max = settings.message_bytes_max
+        self._window_bytes = settings.stream_window_bytes
         self.give_back_bytes = max(1, settings.stream_window_bytes // GIVE_BACK_PART)
         self._later: list[Event] = []  # parsed, and not dispatched within the turn's budget
         self._interrupted: GrpcCall | None = None  # whole messages of it are left for the next turn
@@ -463,6 +478,14 @@ class GrpcConnection:
         self._http2.give_back(call.stream, size)
         self._wake()
         return size
+
+    def count_beyond(self, call: GrpcCall) -> None:
+        """Count what a call has unapplied beyond its window, which is one large message at most."""
+        beyond = 0 if call.is_over else max(0, call.unconsumed_bytes - self._window_bytes)
+        change = beyond - call.beyond_bytes
+        call.beyond_bytes = beyond
+        if change:
+            self._totals.unfinished.change_whole(change)
 
     def _may_renew(self, call: GrpcCall) -> bool:
         return self._unfinished.allow(call) and self._totals.unfinished.allow(call)
@@ -669,19 +692,17 @@ class GrpcConnection:
             text = "a message is marked as compressed, and the call names no grpc-encoding."
             self._refuse_input(call, Status(Code.INTERNAL, text))
             return None
-        bytes_max = self._message_bytes_max
-        unpacking = zlib.decompressobj(_GZIP)
         try:
-            unpacked = unpacking.decompress(message, bytes_max + 1)
-        except zlib.error:
-            unpacked = b""
+            unpacked = packing.unpack(message, self._message_bytes_max)
+        except MessageTooLarge as error:
+            self._units += self._message_bytes_max >> _UNIT_SHIFT
+            self._refuse_input(call, self._totals.service.explain(error))
+            return None
+        except packing.BadPacking as bad:
+            self._units += len(message) >> _UNIT_SHIFT
+            self._refuse_input(call, Status(Code.INTERNAL, str(bad)))
+            return None
         self._units += len(unpacked) >> _UNIT_SHIFT
-        if len(unpacked) > bytes_max:
-            self._refuse_message(call, 1, len(unpacked))
-            return None
-        if not unpacking.eof or unpacking.unused_data:
-            self._refuse_input(call, Status(Code.INTERNAL, "a message is no whole gzip stream."))
-            return None
         return unpacked
 
     def _refuse_message(self, call: GrpcCall, packed: int, size: int) -> None:
@@ -689,12 +710,11 @@ class GrpcConnection:
         if packed > 1:
             self._refuse_input(call, Status(Code.INTERNAL, "a message's first byte is neither 0 nor 1."))
             return
-        told = f"more than {bytes_max}" if packed else str(size)
         self._refuse_input(
             call,
             self._totals.service.explain(
                 MessageTooLarge(
-                    f"the message has {told} bytes; at most {bytes_max} are taken. Send it in parts.",
+                    f"the message has {size} bytes; at most {bytes_max} are taken. Send it in parts.",
                     message_bytes_max=bytes_max,
                 )
             ),
@@ -761,6 +781,8 @@ class GrpcConnection:
             call.handler.received(message)
         except Exception as error:
             self._fail(call, error)
+        if call.unconsumed_bytes > self._window_bytes:
+            self.count_beyond(call)
 
     def _tell_half_closed(self, call: GrpcCall) -> None:
         if call.handler is not None:
@@ -951,6 +973,8 @@ class GrpcConnection:
             return
         self.end_input(call)
         call.is_over = True
+        if call.beyond_bytes:
+            self.count_beyond(call)
         call.pending = None
         call.stream.owner = None
         call.metadata = NO_METADATA
@@ -978,8 +1002,7 @@ class GrpcConnection:
 def _pack(message: bytes) -> bytes:
     """Return the message with its prefix, as gzip where that pays."""
     if GZIP_BYTES_MIN <= len(message) <= GZIP_BYTES_MAX:
-        packing = zlib.compressobj(1, wbits=_GZIP)  # level 1: three times as fast as 6, a tenth larger
-        packed: Any = packing.compress(message) + packing.flush()
+        packed = packing.pack(message)
         if len(packed) < len(message):
-            return _PREFIX.pack(1, len(packed)) + bytes(packed)
+            return _PREFIX.pack(1, len(packed)) + packed
     return _PREFIX.pack(0, len(message)) + message

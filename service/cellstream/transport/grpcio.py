@@ -10,26 +10,30 @@ more is unapplied than a stream's window. What grpcio cannot do, and what stands
 - It unpacks gzip on the poller without a bound. That is switched off; packed messages are unpacked here.
 - Headers without a message, rapid resets and windows are its own affair. `CONNECTION_STREAMS_MAX` is the only
   bound on them; beyond it clients wait in silence.
-- A write that the client never makes room for never returns: it ends after `stall_seconds_max`.
+- A write that the client never makes room for never returns: the call ends after `stall_seconds_max`, and
+  its client hears of it only when its connection ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import zlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
+import structlog
 from grpc.aio import ServicerContext
 
-from cellstream.errors import InternalError, MessageTooLarge, PortInUse
+from cellstream.errors import PortInUse, SettingsInvalid
 from cellstream.settings import Settings
-from cellstream.transport import tls
+from cellstream.transport import packing, tls
 from cellstream.transport.call import Call, Code, Handler, Metadata, Method, Peer, Service, Status, Why
+
+log = structlog.get_logger(__name__)
 
 LOOP_TURNS = 40
 """Turns of the loop between two calls of an engine: with 40, 100 ping-pong sessions beside one long feed kept
@@ -150,6 +154,8 @@ class GrpcioServer:
             if status.code != Code.OK:
                 details = (("grpc-status-details-bin", status.details),) if status.details else ()
                 await context.abort(CODES[status.code], status.message, details)
+        except ClientGone:
+            raise asyncio.CancelledError from None  # which grpcio takes without a word in its log
         except asyncio.CancelledError:
             remaining = context.time_remaining()
             if why is not Why.ENDED:
@@ -160,6 +166,10 @@ class GrpcioServer:
                 reading.cancel()
             call.close(why)
             self.finish(call)
+
+
+class ClientGone(Exception):
+    """The client does not take what is written."""
 
 
 class _Methods(grpc.GenericRpcHandler):
@@ -225,7 +235,8 @@ class _Call(Call):
         try:
             await self._read(messages)
         except Exception as error:
-            if not self._context.cancelled():  # else the client is gone, and nobody is there to be told
+            # Once the call ends, reading it raises; and a client that is gone cannot be told anything.
+            if self._status is None and not self._context.cancelled():
                 self.end(self._service.explain(error))
 
     async def _read(self, messages: AsyncIterator[bytes]) -> None:
@@ -233,11 +244,13 @@ class _Call(Call):
         async for packed in messages:
             if self._closed or self._status is not None:
                 return
-            try:
-                message = _unpacked(packed, self._settings.message_bytes_max)
-            except Exception as error:
-                self.end(self._service.explain(error))
-                return
+            message = packed
+            if packed.startswith(GZIP_MAGIC):
+                try:
+                    message = packing.unpack(packed, self._settings.message_bytes_max)
+                except packing.BadPacking as bad:
+                    self.end(Status(Code.INTERNAL, str(bad)))
+                    return
             if not self._method.one_request:
                 self._receive(message)
                 await self._room.wait()
@@ -264,13 +277,10 @@ class _Call(Call):
                 try:
                     async with asyncio.timeout(self._settings.stall_seconds_max):
                         await self._context.write(message)
-                except TimeoutError:
-                    self.end(Status(Code.CANCELLED, "the client did not read."))
-                    return self._status or Status(Code.CANCELLED)
-                except grpc.aio.BaseError:
-                    raise asyncio.CancelledError from None  # it left during the write
-                except asyncio.InvalidStateError:
-                    raise asyncio.CancelledError from None
+                except (TimeoutError, grpc.aio.BaseError, asyncio.InvalidStateError):
+                    # It did not read, or left during the write. A status cannot be sent behind a write that
+                    # is still pending, so all that ends the call is its coroutine.
+                    raise ClientGone from None
             if self._status is not None and not self._changed.is_set():
                 return self._status
 
@@ -308,28 +318,6 @@ class _Call(Call):
             return None
 
 
-def _unpacked(message: bytes, bytes_max: int) -> bytes:
-    """Return a message, unpacked if it is gzip.
-
-    Raises:
-        MessageTooLarge: It would have more than `bytes_max` bytes.
-        InternalError: It is broken.
-    """
-    if not message.startswith(GZIP_MAGIC):
-        return message
-    unpacking = zlib.decompressobj(wbits=31)
-    try:
-        unpacked = unpacking.decompress(message, bytes_max + 1)
-    except zlib.error:
-        raise InternalError("the message says that it is gzip, and is not.") from None
-    if len(unpacked) > bytes_max:
-        raise MessageTooLarge(
-            f"the message has more than {bytes_max} bytes when it is unpacked; send it in parts.",
-            message_bytes_max=bytes_max,
-        )
-    return unpacked
-
-
 def _metadata(context: ServicerContext[bytes, bytes]) -> Metadata:
     found: dict[str, str | bytes] = {}
     for key, value in context.invocation_metadata() or ():
@@ -341,7 +329,7 @@ def _metadata(context: ServicerContext[bytes, bytes]) -> Metadata:
 def _address(peer: str) -> str:
     """Return `ipv4:127.0.0.1:40112` as `127.0.0.1:40112`, and `unix:…` as `unix:`."""
     kind, _, rest = peer.partition(":")
-    return "unix:" if kind == "unix" else rest
+    return "unix:" if kind == "unix" else unquote(rest)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
@@ -373,11 +361,17 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal known
-        changed_at = _changed_at(files)
-        if changed_at == known:
+        try:
+            changed_at = _changed_at(files)
+            if changed_at == known:
+                return None
+            tls.Certificates(settings)
+            configuration = _configuration(settings)
+        except (OSError, SettingsInvalid) as error:  # half written, perhaps: the old ones serve on
+            log.warning("certificates_not_read", why=str(error))
             return None
         known = changed_at
-        return _configuration(settings)
+        return configuration
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(settings),

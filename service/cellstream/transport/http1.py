@@ -28,6 +28,7 @@ from typing import cast
 import structlog
 
 from cellstream.settings import Settings
+from cellstream.transport import sockets as addresses
 from cellstream.transport.http1_requests import Request, RequestReader, RequestRefused
 
 log = structlog.get_logger(__name__)
@@ -101,8 +102,13 @@ class PageServer:
         return f"<PageServer on port {self.port}: {len(self._connections)} connections>"
 
     async def start(self) -> None:
-        """Listen."""
+        """Listen.
+
+        Raises:
+            PortInUse: A server that was started at the same time has the port.
+        """
         loop = asyncio.get_running_loop()
+        addresses.listen(self._sockets, "metrics_port")
         for listening in self._sockets:
             create = loop.create_unix_server if listening.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(lambda: _Connection(self), sock=listening, backlog=BACKLOG))

@@ -141,8 +141,8 @@ class Listener:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of messages that have not come whole."""
-        return self.totals.unfinished.size_bytes
+        """Bytes of messages that are not whole, or not applied beyond their streams' windows."""
+        return self.totals.unfinished.size_bytes + self.totals.unfinished.whole_bytes
 
     async def start(self) -> None:
         """Listen.
