@@ -308,7 +308,7 @@ class TestCompression:
 
         packing = zlib.compressobj(9, wbits=31)
         bomb = b"".join(packing.compress(bytes(1 << 20)) for _ in range(64)) + packing.flush()
-        monkeypatch.setattr("cellstream.transport.grpc.zlib.decompressobj", Watched)
+        monkeypatch.setattr("cellstream.transport.packing.zlib.decompressobj", Watched)
         memory = Memory(message_bytes_max=100_000)
         stream = memory.open("/test.Test/Echo", grpc_encoding="gzip")
         memory.send_all(stream, framed(bomb, packed=1))
