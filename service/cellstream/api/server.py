@@ -212,6 +212,8 @@ class Server:
         sockets = bind(settings.host, settings.port, reuse_port=settings.reuse_port)
         page_sockets: list[socket.socket] = []
         try:
+            if tls.is_wanted(settings):
+                tls.Certificates(settings)  # tells what is wrong with the files before minutes of loading
             page_sockets = bind(settings.metrics_host, settings.metrics_port, what="metrics_port")
             metrics_registry = CollectorRegistry()
             metrics = Metrics(metrics_registry)

@@ -74,7 +74,10 @@ class Certificates:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         if settings.tls_cert is None:
             name = "tls_key" if settings.tls_key is not None else "tls_client_ca"
-            raise SettingsInvalid(f"{name} is set, and tls_cert is not. TLS needs both.", setting="tls_cert")
+            raise SettingsInvalid(
+                f"{name} is set, and tls_cert is not: set it to the file of the server's certificate.",
+                setting="tls_cert",
+            )
         self._cert = settings.tls_cert
         self._key = settings.tls_key
         self._client_ca = settings.tls_client_ca
@@ -135,7 +138,8 @@ class Certificates:
     def _load_own(self, context: ssl.SSLContext) -> None:
         pem = _read_pem(self._cert, "tls_cert", "CERTIFICATE")
         key, key_setting = (self._cert, "tls_cert") if self._key is None else (self._key, "tls_key")
-        key_pem = _read_pem(key, key_setting, "PRIVATE KEY")
+        hint = " Or set tls_key to the file of the key." if self._key is None else ""
+        key_pem = _read_pem(key, key_setting, "PRIVATE KEY", hint)
         if "ENCRYPTED" in key_pem:
             raise SettingsInvalid(
                 f"{key_setting} = {key} is encrypted. `openssl pkey -in {key} -out plain.pem` makes one that "
@@ -152,8 +156,8 @@ def _no_password() -> str:
     return ""  # or OpenSSL would ask for one at the terminal
 
 
-def _read_pem(path: Path, setting: str, what: str) -> str:
-    """Return the text of a PEM file that has a block of this kind."""
+def _read_pem(path: Path, setting: str, what: str, hint: str = "") -> str:
+    """Return the text of a PEM file that has a block of this kind; `hint` says what else to do if not."""
     try:
         text = path.read_text("ascii")
     except UnicodeDecodeError:
@@ -165,7 +169,7 @@ def _read_pem(path: Path, setting: str, what: str) -> str:
     if f"{what}-----" not in text:
         raise SettingsInvalid(
             f"{setting} = {path} has no `{what}`. Expected a PEM file, which is text between lines such as "
-            f"-----BEGIN {what}-----.",
+            f"-----BEGIN {what}-----.{hint}",
             setting=setting,
             file=path,
         )
@@ -179,7 +183,7 @@ def _explained(path: Path, setting: str, expected: str) -> Iterator[None]:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise SettingsInvalid(
-            f"{setting} = {path} is not {expected} ({reason}).", setting=setting, file=path
+            f"{setting} = {path} is not taken as {expected} ({reason}).", setting=setting, file=path
         ) from error
 
 
