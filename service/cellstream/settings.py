@@ -58,7 +58,8 @@ class Settings(BaseSettings):
     )
     transport: Literal["native", "grpcio"] = Field(
         default="native",
-        description="native: our own HTTP/2, less than half the CPU a token; grpcio: gRPC's C core.",
+        description="native: our own HTTP/2 on the event loop; grpcio: gRPC's C core, which costs more and "
+        "has fewer limits.",
     )
     reuse_port: bool = Field(
         default=False,
@@ -140,7 +141,7 @@ class Settings(BaseSettings):
         default=128, description="Bytes of a session id; a UUID has 36."
     )
     streams_max: PositiveInt = Field(
-        default=16_384, description="Streams open at once; each costs about 4 KiB, behind grpcio 27 KiB."
+        default=16_384, description="Streams open at once; each costs about 2 KiB, behind grpcio 30 KiB."
     )
     stream_handles_max: PositiveInt = Field(default=4096, description="Handles one stream may use at once.")
     stream_closed_handles_max: PositiveInt = Field(
@@ -157,6 +158,11 @@ class Settings(BaseSettings):
         description="Bytes of large messages that are not whole or not applied, and again of unsent "
         "responses, over all streams. Beyond it, of messages the oldest goes on, and of responses each "
         "stream has its fair share.",
+    )
+    generation_outbox_bytes_max: PositiveInt = Field(
+        default=65_536,
+        description="Unsent bytes of one generation, some thousand tokens; beyond it no more is made. "
+        "Against: generations that nobody reads.",
     )
     response_bytes_max: PositiveInt = Field(
         default=1 << 20,

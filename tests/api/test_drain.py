@@ -228,11 +228,20 @@ async def test_a_hangup_that_nohup_ignores(tiny: Path, tmp_path: Path) -> None:
 
 
 async def test_a_signal_while_models_are_loaded(tiny: Path, tmp_path: Path) -> None:
-    """It is obeyed at once, and nothing has listened."""
-    async with real_server(tiny, tmp_path, "--batch-rows-max", "512") as server:
+    """It is obeyed then and not after them, and nothing has listened."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ("--batch-rows-max", "512", "--port", str(port))
+    async with real_server(tiny, tmp_path, *flags) as server:
         await logged(server, "loading")
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
         server.send_signal(signal.SIGTERM)
-        await logged(server, "stopped_while_loading")
+        rest = (await server.stderr.read()).decode()
+        events = [json.loads(line)["event"] for line in rest.splitlines()]
+        assert "stopped_while_loading" in events
+        assert "serving" not in events
         assert await server.wait() == 0
 
 

@@ -339,7 +339,7 @@ async def test_a_failed_generation_leaves_a_named_session_as_it_was(front: Any) 
 async def test_a_client_that_does_not_read_stops_its_generation(serve: Any) -> None:
     """What is made waits up to the stream's bound; then nothing more is made, and others are served."""
     bound = 4 * 1024
-    front = await serve(stream_outbox_bytes_max=bound)
+    front = await serve(generation_outbox_bytes_max=bound)
     async with grpc.aio.insecure_channel(front.running.target, front.small_window) as channel:
         stub = prediction_pb2_grpc.PredictionServiceStub(channel)
         call = stub.Generate(pb.GenerateRequest(text="a", max_tokens=12_000, seed=1))

@@ -25,6 +25,7 @@ REQUESTS = st.builds(
     opens=st.lists(st.builds(pb.Open, handle=st.integers(0, 9)), max_size=5),
     resets=st.lists(st.just(pb.Reset()), max_size=5),
     feeds=st.lists(FEEDS, max_size=40),
+    closes=st.lists(st.just(pb.Close(keep=True)), max_size=5),
 )
 
 
@@ -32,7 +33,7 @@ REQUESTS = st.builds(
 def test_items_are_counted_as_protobuf_counts_them(request: pb.PredictRequest, most: int) -> None:
     """A message is refused for its items exactly where it has too many, however they are written."""
     raw = request.SerializeToString()
-    count = len(request.opens) + len(request.resets) + len(request.feeds)
+    count = len(request.opens) + len(request.resets) + len(request.feeds) + len(request.closes)
     assert has_more_fields(raw, most) is (count > most)
 
 
@@ -54,11 +55,14 @@ def test_fields_of_every_wire_type(raw: bytes, count: int) -> None:
 @given(raw=st.binary(max_size=300))
 def test_bytes_that_are_no_message(raw: bytes) -> None:
     """Counting never raises: parsing says what is wrong."""
-    has_more_fields(raw, 3)
+    more = has_more_fields(raw, 3)
     try:
-        parse(pb.PredictRequest, raw, 1000)
+        request = parse(pb.PredictRequest, raw, 1000)
     except MalformedMessage as error:
         assert "cellstream.v1.PredictRequest" in error.message  # noqa: PT017 - any other raises
+    else:
+        items = len(request.opens) + len(request.resets) + len(request.feeds) + len(request.closes)
+        assert more or items <= 3, "what is not refused has no more than that"
 
 
 def test_too_many_bytes() -> None:

@@ -334,8 +334,8 @@ class TestFiles:
         self._refused("no `PRIVATE KEY`", "tls_cert", tls_cert=cert)
         self._refused("BEGIN CERTIFICATE", "tls_client_ca", tls_cert=cert, tls_key=key, tls_client_ca=text)
         self._refused("is not", "tls_client_ca", tls_cert=cert, tls_key=key, tls_client_ca=broken)
-        self._refused("is not the key of", "tls_key", tls_cert=cert, tls_key=other_key)
-        self._refused("is not the key of", "tls_key", tls_cert=cert, tls_key=broken_key)
+        self._refused("is not taken as the key of", "tls_key", tls_cert=cert, tls_key=other_key)
+        self._refused("is not taken as the key of", "tls_key", tls_cert=cert, tls_key=broken_key)
         self._refused("tls_cert is not", "tls_cert", tls_key=key)
         self._refused("tls_cert is not", "tls_cert", tls_client_ca=ca)
 

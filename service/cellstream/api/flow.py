@@ -26,19 +26,20 @@ class UnsentBytes:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._stream_max = settings.stream_outbox_bytes_max
         self._total_max = settings.buffered_bytes_max
         self.total = 0
-        self.always_allowed = min(self._stream_max, self._total_max // settings.streams_max)
+        self.always_allowed = min(
+            settings.stream_outbox_bytes_max,
+            settings.generation_outbox_bytes_max,
+            self._total_max // settings.streams_max,
+        )
 
     def __repr__(self) -> str:
         return f"<UnsentBytes: {self.total} of about {self._total_max}>"
 
     def stream_max(self, streams: int) -> int:
-        """Return how many bytes one of so many streams may have unsent now."""
-        if self.total <= self._total_max:
-            return self._stream_max
-        return min(self._stream_max, self._total_max // max(1, streams))
+        """Return how many bytes one of so many streams may have unsent now, for the sake of the others."""
+        return self._total_max if self.total <= self._total_max else self._total_max // max(1, streams)
 
 
 class Flow:
@@ -49,14 +50,18 @@ class Flow:
         stream: It, as the registry sees it.
         registry: Who pauses and resumes it.
         unsent: What all streams have not sent.
+        bytes_max: What this one may have unsent at most.
 
     Attributes:
         unsent_bytes: What this stream has not sent.
     """
 
-    __slots__ = ("_call", "_held_bytes", "_registry", "_stream", "_total", "unsent_bytes")
+    __slots__ = ("_bytes_max", "_call", "_held_bytes", "_registry", "_stream", "_total", "unsent_bytes")
 
-    def __init__(self, call: Call, stream: Stream, registry: Registry, unsent: UnsentBytes) -> None:
+    def __init__(
+        self, call: Call, stream: Stream, registry: Registry, unsent: UnsentBytes, bytes_max: int
+    ) -> None:
+        self._bytes_max = bytes_max
         self._call = call
         self._stream = stream
         self._registry = registry
@@ -96,4 +101,4 @@ class Flow:
         self.unsent_bytes = 0
 
     def _bound(self) -> int:
-        return self._total.stream_max(len(self._registry.streams))
+        return min(self._bytes_max, self._total.stream_max(len(self._registry.streams)))

@@ -164,7 +164,9 @@ class GenerateStream:
         self._call = call
         self._context = context
         self._stream = context.registry.connect(self)
-        self._flow = Flow(call, self._stream, context.registry, context.unsent)
+        self._flow = Flow(
+            call, self._stream, context.registry, context.unsent, context.settings.generation_outbox_bytes_max
+        )
         # What was made and not taken yet: joined once, when there is room.
         self._ids: list[int] = []
         self._texts: list[str] = []

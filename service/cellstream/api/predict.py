@@ -51,7 +51,9 @@ class PredictStream:
         self._call = call
         self._context = context
         self._stream = context.registry.connect(self)
-        self._flow = Flow(call, self._stream, context.registry, context.unsent)
+        self._flow = Flow(
+            call, self._stream, context.registry, context.unsent, context.settings.stream_outbox_bytes_max
+        )
         self._outbox = Outbox(context.settings.response_bytes_max)
         self._answered: list[tuple[Served, float]] = []
         self._taken_bytes = 0  # of the response that is being sent

@@ -70,7 +70,7 @@ def _metavar(kind: Any) -> str:
     # Short, or on 80 columns there is no room for the names of the flags.
     if _is_choice(kind):
         return "CHOICE"
-    return {int: "INTEGER", float: "NUMBER", Path: "DIRECTORY"}.get(kind, "TEXT")
+    return {int: "INTEGER", float: "NUMBER", Path: "DIRECTORY", Path | None: "FILE"}.get(kind, "TEXT")
 
 
 @_with_settings
@@ -94,7 +94,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print --show-config as JSON.")] = False,
     **given: str | None,
 ) -> None:
-    """Serve the models of a directory, until SIGTERM or Ctrl-C; then drain, and exit with 0.
+    """Serve the models of a directory, until SIGTERM, SIGHUP or Ctrl-C; then drain, and exit with 0.
 
     Each setting is a flag, a variable of the environment (CELLSTREAM_SLOTS_MAX for --slots-max) and a line
     of a TOML file (slots_max = 4096); the first of these that has it counts.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -513,7 +514,10 @@ class Registry:
 
         What is the server's own fault gets an id here, under which the log has what the wire has not.
         """
-        told = log.warning if isinstance(error, NonFinite | QueueTimeout) else log.debug
+        is_loud = isinstance(error, NonFinite | QueueTimeout | ServerError)
+        if not is_loud and not log.is_enabled_for(logging.DEBUG):
+            return  # a message may hold thousands of feeds that fail, and each line hashes its session's id
+        told = log.warning if is_loud else log.debug
         found: dict[str, object] = {"feed": queued.id, "reason": error.reason, "position": handle.position}
         if isinstance(error, ServerError):
             found["error_id"] = error.values.setdefault("error_id", InternalError.new_id())

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +42,9 @@ LOOP_TURNS = 40
 
 CONNECTION_STREAMS_MAX = 1000
 """Calls of one connection; headers without a message cost 20 kB each here."""
+
+END_SECONDS = 1.0
+"""What calls have, at the end of a drain, to be broken off."""
 
 GZIP_MAGIC = b"\x1f\x8b"
 """How gzip begins (RFC 1952). No protobuf message does: it would be field 3 of wire type 7, which there is
@@ -118,12 +122,14 @@ class GrpcioServer:
 
     async def drain(self, seconds: float) -> None:
         """Serve on until no call is open or the time is over, then end."""
-        try:
+        await self._wait_for_calls(seconds)
+        await self._grpc.stop(grace=None)
+        await self._wait_for_calls(END_SECONDS)  # their coroutines were cancelled, and have to be left
+
+    async def _wait_for_calls(self, seconds: float) -> None:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._none_open.wait()
-        except TimeoutError:
-            pass
-        await self._grpc.stop(grace=None)
 
     def begin(self, call: _Call) -> None:
         """Count a call that begins."""
