@@ -296,7 +296,10 @@ class _Call(Call):
         self._room.set()
         handler, self._handler = self._handler, None
         if handler is not None:
-            handler.closed(why)
+            try:
+                handler.closed(why)
+            except Exception as error:
+                self._service.explain(error)  # which logs it; there is nobody left to tell
 
     def _receive(self, message: bytes) -> None:
         self._unapplied_bytes += len(message)
