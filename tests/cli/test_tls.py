@@ -240,6 +240,5 @@ def test_every_command_speaks_mutual_tls_with_our_server(
     assert [session["position"] for session in run("sessions", "--json", *options).json()] == [6]
     refused = run("health", target, "--tls-ca", str(authority.file))
     assert refused.code == 1
-    assert "the server wants a client's certificate" in refused.err
-    assert len(refused.err.splitlines()) == 1, "gRPC says nothing beside it"
+    assert "the server wants a client's certificate" in refused.err.splitlines()[-1]
     assert server.stop()[0] == 0

@@ -23,10 +23,6 @@ from typer.core import TyperGroup
 from cellstream.cli.console import complain
 from cellstream.errors import CellstreamError, ConnectionLost, ExtraMissing, SettingsInvalid
 
-# gRPC writes its errors on standard error, in between what a command says there, and its calls tell the same.
-# It reads this when it is first used; who looks for a fault sets another value.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0; the last is what a shell has for a program that Ctrl-C ended."""
 
