@@ -205,10 +205,17 @@ class Settings(BaseSettings):
         description="Streams of one connection (MAX_CONCURRENT_STREAMS). More than streams_max, because gRPC "
         "clients wait in silence at this one, and are refused with a reason at that one.",
     )
+    calls_max: PositiveInt = Field(
+        default=24_576,
+        description="Calls open at once, of all kinds, about 1.5 KiB each; more than streams_max, "
+        "unstarted_calls_max and watches_max. Beyond it a connection has one. Against: answers that nobody "
+        "reads (windows of 0, CVE-2019-9517).",
+    )
     connection_turn_frames_max: PositiveInt = Field(
         default=512,
-        description="Frames read from one connection before the others have their turn; header blocks and "
-        "unpacked messages count a frame for each KiB. Against: one client starving all.",
+        description="Frames read from one connection before the others have their turn, within a quarter of "
+        "step_milliseconds_max; header blocks count one for each 64 bytes, unpacked messages for each KiB. "
+        "Against: one client starving all.",
     )
     stream_window_bytes: int = Field(
         default=65_536,
@@ -226,6 +233,11 @@ class Settings(BaseSettings):
         default=32_768,
         description="Bytes of a compressed header block with its CONTINUATION frames. Against: CONTINUATION "
         "floods (CVE-2024-27316).",
+    )
+    continuations_max: PositiveInt = Field(
+        default=8,
+        description="CONTINUATION frames of one header block; nghttp2's default. The largest block fits into "
+        "two. Against: CONTINUATION floods of short frames.",
     )
     resets_burst: PositiveInt = Field(
         default=1000,
@@ -259,13 +271,20 @@ class Settings(BaseSettings):
         description="From a connection's beginning to its end of TLS, and again to HTTP/2's preface. "
         "Against: connections that say nothing (slowloris).",
     )
+    handshakes_turn_max: PositiveInt = Field(
+        default=4,
+        description="TLS handshakes before all others have their turn, about 1 ms each. Against: connections "
+        "that make the server do public-key operations.",
+    )
     first_message_seconds: PositiveFloat = Field(
         default=30.0,
         description="From a call's headers to its first message; half of it for a message to be whole while "
         "others wait for its room. Against: calls of headers alone, messages that never end.",
     )
     unstarted_calls_max: PositiveInt = Field(
-        default=4096, description="Calls, over all connections, whose first message has not come."
+        default=4096,
+        description="Calls, over all connections, whose first message has not come; beyond it the one that "
+        "waited longest is ended. Against: calls of headers alone.",
     )
     stall_seconds_max: PositiveFloat = Field(
         default=30.0,
@@ -274,7 +293,8 @@ class Settings(BaseSettings):
     )
     connection_bytes_max: PositiveInt = Field(
         default=16 << 20,
-        description="Bytes of unfinished messages of one connection; beyond it only the oldest goes on.",
+        description="Bytes of unfinished messages of one connection, beyond which only the oldest goes on; "
+        "and of its unsent answers, beyond which calls of one request are refused.",
     )
     watches_max: PositiveInt = Field(
         default=1024,

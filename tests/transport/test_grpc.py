@@ -17,6 +17,8 @@ from tests.transport.grpc_service import ASK
 
 from cellstream.errors import MessageTooLarge
 from cellstream.transport.call import OK, Code, Status, Why
+from cellstream.transport.grpc import ENDS_TURN_MAX, LOOKS_TURN_MAX
+from cellstream.transport.http2 import Connection
 
 WINDOW = 65_535
 """HTTP/2's initial window (RFC 9113, section 6.9.2), which a client uses until it has our SETTINGS."""
@@ -356,6 +358,52 @@ class TestCompression:
         assert memory.answers[stream].status == 0
 
 
+class TestTime:
+    """A turn is bounded by time too, as what a handler does has no price beforehand."""
+
+    def slow(self, memory: Memory) -> None:
+        """Let each handler take a second."""
+        memory.log.on_change.append(lambda: setattr(memory.clock, "now", memory.clock.now + 1))
+
+    def turn(self, memory: Memory, seconds: float) -> int:
+        """Take a turn of so many seconds; return how many messages it dispatched."""
+        before = len(memory.log.received)
+        memory.grpc.process(ANY_BUDGET, memory.clock.now + seconds)
+        return len(memory.log.received) - before
+
+    def test_calls_that_take_long_are_left_for_later_turns(self) -> None:
+        memory = Memory()
+        for _ in range(20):
+            memory.send(memory.open("/test.Test/Unary"), framed(b"x"), end=True)
+        memory.http2.receive(memory.client.data_to_send())
+        self.slow(memory)
+        turns = 0
+        while memory.grpc.has_input:
+            assert self.turn(memory, 0.5) <= 1
+            turns += 1
+        assert turns >= 20
+        assert len(memory.log.received) == 20
+
+    @pytest.mark.parametrize("in_one_frame", [False, True])
+    def test_so_are_messages_of_a_stream(self, in_one_frame: bool) -> None:
+        memory = Memory()
+        stream = memory.open("/test.Test/Hoard")
+        memory.send(stream, framed(b"first"))
+        memory.exchange()
+        self.slow(memory)
+        if in_one_frame:
+            memory.send(stream, framed(*[b"x"] * 100))
+        else:
+            for _ in range(100):
+                memory.send(stream, framed(b"x"))
+        memory.http2.receive(memory.client.data_to_send())
+        dispatched = []
+        while memory.grpc.has_input:
+            dispatched.append(self.turn(memory, 0.5))
+        assert sum(dispatched) == 100
+        assert max(dispatched) <= 9
+
+
 class TestMessages:
     """Messages that are not taken."""
 
@@ -551,21 +599,42 @@ class TestUnstarted:
         memory.exchange()
         assert not memory.answers[stream].is_ended
 
-    def test_beyond_their_number_calls_are_refused_on_all_connections(self) -> None:
+    def test_beyond_their_number_the_oldest_of_all_connections_makes_room(self) -> None:
+        """Else one client's calls of headers alone would keep everybody's out."""
         memory = Memory(unstarted_calls_max=2)
         other = Memory(unstarted_calls_max=2, server=memory)
-        first = memory.open()
-        other.open()
+        started, oldest = memory.open(), memory.open()
+        memory.send(started, framed(b"x"))
         memory.exchange()
+        silent = other.open()
         other.exchange()
-        refused = other.open()
-        other.exchange()
-        assert other.answers[refused].status == Code.RESOURCE_EXHAUSTED
-        memory.send(first, framed(b"x"))
+        for _ in range(3):
+            assert other.call("/test.Test/Unary", b"x").status == 0
         memory.exchange()
-        taken = other.open()
-        other.exchange()
-        assert not other.answers[taken].is_ended
+        assert memory.answers[oldest].status == Code.RESOURCE_EXHAUSTED
+        assert not memory.answers[started].is_ended
+        assert not other.answers[silent].is_ended
+        assert len(memory.totals.unstarted) == 1
+
+    def test_many_are_ended_in_slices(self) -> None:
+        memory = Memory(first_message_seconds=5)
+        for _ in range(ENDS_TURN_MAX + 10):
+            memory.open()
+        memory.exchange()
+        memory.clock.now += 5
+        memory.totals._end_unstarted()
+        assert memory.totals.calls == 10
+        memory.clock.move(0)
+        assert memory.totals.calls == 0
+
+    def test_a_call_that_is_not_half_closed_hears_that(self) -> None:
+        memory = Memory(first_message_seconds=5)
+        stream = memory.open("/test.Test/Unary")
+        memory.send(stream, framed(b"x"))
+        memory.exchange()
+        memory.clock.move(5)
+        memory.exchange()
+        assert "half-close" in memory.answers[stream].text
 
 
 class TestReceiveWindows:
@@ -679,6 +748,47 @@ class TestReceiveWindows:
         memory.send_all(quick, message[60_000:])
         assert memory.answers[quick].messages == [message[5:]]
 
+    def test_who_sends_whole_messages_is_never_slow(self) -> None:
+        """The time is a message's, however its frames lie; and the one that waited longest is the oldest."""
+        memory = Memory(connection_bytes_max=60_000, first_message_seconds=30)
+        busy, large = memory.open(), memory.open()
+        memory.exchange()
+        message = framed(bytes(40_000))
+        memory.send_all(busy, message[:20_000])
+        other = framed(bytes(200_000))
+        memory.send(large, other[:60_000])
+        memory.exchange()
+        rest = 60_000
+        for _ in range(20):  # the end of one message, and the beginning of the next
+            memory.send_all(busy, message[20_000:] + message[:20_000])
+            memory.clock.move(1)
+            memory.exchange()
+            if part := other[rest : rest + min(memory.window(large), 16_384)]:
+                memory.send(large, part)
+                rest += len(part)
+                memory.exchange()
+        assert not memory.answers[busy].is_ended
+        assert memory.answers[large].messages == [other[5:]]
+
+    def test_who_waits_at_one_bound_is_not_slow_at_the_other(self) -> None:
+        """It is we who hold its window."""
+        memory = Memory(connection_bytes_max=40_000, buffered_bytes_max=90_000, first_message_seconds=30)
+        third = Memory(server=memory, connection_bytes_max=40_000, buffered_bytes_max=90_000)
+        quick, held = memory.open(), memory.open()
+        memory.exchange()
+        memory.send(quick, framed(bytes(300_000))[:100])
+        memory.exchange()
+        memory.send(held, framed(bytes(300_000))[:50_000])
+        memory.exchange()
+        stream = third.open()
+        third.exchange()
+        third.send(stream, framed(bytes(300_000))[:50_000])
+        third.exchange()
+        memory.clock.move(15.5)
+        memory.exchange()
+        assert memory.answers[quick].status == Code.RESOURCE_EXHAUSTED
+        assert not memory.answers[held].is_ended
+
     def test_beyond_twice_the_bound_a_call_is_refused(self) -> None:
         memory = Memory(buffered_bytes_max=50_000)
         streams = [memory.open() for _ in range(5)]
@@ -742,6 +852,104 @@ class TestOutput:
         memory.client.increment_flow_control_window(15, stream)
         memory.exchange()
         assert len(memory.answers[stream].messages) == 1
+
+    def test_the_connections_window_visits_one_call_for_each_that_can_send(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A WINDOW_UPDATE of one byte costs the same however many calls wait."""
+        memory = Memory(window=1 << 20)
+        memory.acknowledges = False
+        for _ in range(400):
+            stream = memory.open()
+            memory.send(stream, framed(bytes(1000)))
+            memory.exchange()
+        memory.exchange()
+        assert memory.http2.connection_room == 0
+        looks = 0
+        room = memory.http2.room
+
+        def count(self: Any, stream: Any) -> int:
+            nonlocal looks
+            looks += 1
+            return room(stream)
+
+        monkeypatch.setattr(Connection, "room", count)
+        for _ in range(10):
+            memory.client.increment_flow_control_window(1)
+            memory.exchange()
+        assert looks <= 3 * 10
+        memory.client.increment_flow_control_window(1 << 20)
+        memory.exchange()
+        assert all(answer.messages == [bytes(1000)] for answer in memory.answers.values())
+
+    def test_windows_that_settings_open_are_looked_at_in_turns(self) -> None:
+        memory = Memory(window=0)
+        streams = [memory.open() for _ in range(LOOKS_TURN_MAX + 100)]
+        for stream in streams:
+            memory.send(stream, framed(b"x"))
+        memory.exchange()
+        memory.client.update_settings({4: 6})  # SETTINGS_INITIAL_WINDOW_SIZE, RFC 9113, section 6.5.2
+        memory.client.update_settings({4: 0})
+        memory.http2.receive(memory.client.data_to_send())
+        memory.grpc.process(ANY_BUDGET)
+        memory.grpc.pull(1 << 30)
+        assert memory.grpc.has_output
+        memory.grpc.pull(1 << 30)
+        assert not memory.grpc.has_output
+        memory.client.update_settings({4: 6})
+        memory.exchange()
+        assert all(memory.answers[stream].messages == [b"x"] for stream in streams)
+
+    def test_calls_have_a_number(self) -> None:
+        """Answers of calls that are over count while they are not read; a connection may have one call."""
+        memory = Memory(window=0, calls_max=3)
+        streams = [memory.open("/test.Test/Unary") for _ in range(4)]
+        for stream in streams:
+            memory.send(stream, framed(b"x"), end=True)
+        memory.exchange()
+        assert [memory.answers[stream].is_ended for stream in streams] == [False] * 3 + [True]
+        assert memory.answers[streams[3]].status == Code.RESOURCE_EXHAUSTED
+        assert Memory(server=memory, calls_max=3).call("/test.Test/Unary", b"x").status == 0
+        memory.client.increment_flow_control_window(100, streams[0])
+        memory.exchange()
+        assert memory.answers[streams[0]].status == 0
+        assert not memory.call("/test.Test/Unary", b"x").is_ended
+
+    @pytest.mark.parametrize("bound", ["connection_bytes_max", "buffered_bytes_max"])
+    def test_answers_that_nobody_reads_have_a_bound(self, bound: str) -> None:
+        memory = Memory(window=0, **{bound: 20_000})
+        other = Memory(server=memory, **{bound: 20_000})
+        streams = [memory.open("/test.Test/Unary") for _ in range(10)]
+        for stream in streams:
+            memory.send(stream, framed(bytes(5000)), end=True)
+            memory.exchange()
+        refused = [stream for stream in streams if memory.answers[stream].is_ended]
+        assert refused == streams[4:], "four have 20,020 bytes"
+        assert {memory.answers[stream].status for stream in refused} == {Code.RESOURCE_EXHAUSTED}
+        assert len(memory.log.handlers) == 4, "no work is done for the others"
+        assert memory.totals.unsent_bytes == 4 * 5005
+        assert other.call("/test.Test/Unary", b"x").status == 0
+        memory.client.increment_flow_control_window(5005, streams[0])
+        memory.exchange()
+        assert memory.answers[streams[0]].messages == [bytes(5000)]
+        memory.client.reset_stream(streams[1], CANCEL)
+        memory.exchange()
+        assert memory.totals.unsent_bytes == 2 * 5005
+        memory.grpc.lose()
+        memory.grpc.close_lost(100)
+        assert memory.totals.unsent_bytes == 0
+
+    def test_a_lost_connections_handlers_are_not_asked(self) -> None:
+        memory = Memory()
+        memory.send(memory.open(), framed(b"x"))
+        memory.exchange()
+        memory.grpc.lose()
+        handler = memory.log.handlers[0]
+        for _ in range(100):
+            handler.send(b"more")
+        memory.grpc.pull(1 << 30)
+        assert len(handler.out) == 100
+        assert not memory.grpc.has_output
 
     def test_pull_stops_at_its_bound(self) -> None:
         memory = Memory(window=1 << 20)

@@ -18,6 +18,7 @@ BOUNDS = {
     "stream_window_bytes": 2048,
     "connection_bytes_max": 3000,
     "buffered_bytes_max": 4500,
+    "calls_max": 12,
     "unstarted_calls_max": 6,
     "first_message_seconds": 20.0,
     "stall_seconds_max": 40.0,
@@ -154,6 +155,14 @@ class Calls(RuleBasedStateMachine):
         for memory in self.memories:
             held = sum(call.held_bytes for call in memory.grpc.calls)
             assert memory.grpc._unfinished.size_bytes == held
+            unsent = sum(
+                len(call.pending or b"") - call.pending_start for call in memory.grpc.calls if call.pending
+            )
+            assert memory.grpc._unsent_bytes == unsent
+            for call in memory.grpc.calls:
+                waits = (memory.grpc._unfinished._waiting, totals.unfinished._waiting)
+                assert call.waits == sum(call in waiting for waiting in waits)
+        assert totals.unsent_bytes == sum(memory.grpc._unsent_bytes for memory in self.memories)
         assert len(totals.unstarted) <= BOUNDS["unstarted_calls_max"]
         assert all(call.handler is None for call in totals.unstarted)
         alive = [handler for handler in self.memories[0].log.handlers if handler.why is None]
@@ -171,6 +180,7 @@ class Calls(RuleBasedStateMachine):
             assert not memory.grpc.close_lost(1000)
         totals = self.memories[0].totals
         assert totals.calls == totals.unfinished.size_bytes == len(totals.unstarted) == 0
+        assert totals.unsent_bytes == 0
         assert all(handler.why is not None for handler in self.memories[0].log.handlers)
 
     def _nobody_is_stuck(self) -> None:

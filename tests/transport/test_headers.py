@@ -247,3 +247,10 @@ def test_hpack_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         HeaderDecoder(LIST_BYTES_MAX).request(encode([*GOOD, (b"authorization", b"secret")]))
     assert caplog.records == []
+
+
+def test_an_integer_without_end_is_an_error_at_once() -> None:
+    """RFC 7541, section 5.1: integers beyond what one takes are a decoding error; hpack 4.1 takes any."""
+    with pytest.raises(BlockError) as caught:
+        HeaderDecoder(16_384).request(b"\xff" + b"\xff" * 32_000 + b"\x01")
+    assert caught.value.code == Code.COMPRESSION_ERROR

@@ -12,6 +12,7 @@ from tests.transport.http2_clients import H2Client, NghttpClient
 from tests.transport.raw_client import ANY_BUDGET, CANCEL, NO_ERROR, STATUS_200, TRAILERS
 
 from cellstream.settings import Settings
+from cellstream.transport.frames import FRAME_BYTES_MAX
 from cellstream.transport.http2 import (
     Connection,
     ConnectionFailed,
@@ -260,7 +261,7 @@ class Conversation(RuleBasedStateMachine):
 
     def _push(self, stream: Stream) -> None:
         pending = self.server_pending[stream.id]
-        while pending and (room := min(self.server.room(stream), self.server.frame_bytes_max)) > 0:
+        while pending and (room := min(self.server.room(stream), FRAME_BYTES_MAX)) > 0:
             self.server.send_data(stream, pending[:room])
             pending = pending[room:]
         self.server_pending[stream.id] = pending

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.transport.grpc_service import ASK, make_service
 
 from cellstream.settings import Settings
 from cellstream.transport.call import Code, Why
+from cellstream.transport.grpc import ENDS_TURN_MAX
 from cellstream.transport.listener import (
     LINGER_BYTES_MAX,
     TURN_SHARE,
@@ -338,8 +340,9 @@ class Turns:
 
 
 @pytest.fixture
-async def turns() -> AsyncIterator[Any]:
-    """Make `Turns`, drained at the end."""
+async def turns(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """Make `Turns`, drained at the end; no turn takes any time, unless a test says so."""
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
     made: list[tuple[Turns, list[_Connection]]] = []
 
     async def make(**settings: Any) -> Turns:
@@ -355,13 +358,15 @@ async def turns() -> AsyncIterator[Any]:
         await each.listener.drain(0)
 
 
-def calls(client: h2.connection.H2Connection, count: int, path: str = "/test.Test/Echo") -> bytes:
+def calls(
+    client: h2.connection.H2Connection, count: int, path: str = "/test.Test/Echo", *, end: bool = False
+) -> bytes:
     """Return the bytes of so many calls with one message each: two frames a call."""
     named = sorted((HEADERS | {":path": path}).items(), key=lambda each: not each[0].startswith(":"))
     for _ in range(count):
         stream = client.get_next_available_stream_id()
         client.send_headers(stream, named)
-        client.send_data(stream, framed(b"x"))
+        client.send_data(stream, framed(b"x"), end_stream=end)
     return client.data_to_send()
 
 
@@ -412,6 +417,54 @@ class TestTurns:
         for _ in range(10):
             await asyncio.sleep(0)
         assert len(each.log.received) == 10 * len(connected)
+
+    async def test_a_connection_has_its_share_of_a_turns_time_and_all_have_one(
+        self, turns: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However few frames it sends: what a call costs has no price beforehand."""
+        now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: now)
+        each = await turns(step_milliseconds_max=40)  # 20 ms for all in a turn, 10 ms for each
+
+        def take_four_milliseconds() -> None:
+            nonlocal now
+            now += 0.004
+
+        connected = [await each.connect() for _ in range(3)]
+        each.log.on_change.append(take_four_milliseconds)  # when it is made, hears a message, and ends
+        taken = []
+        for connection, _, client in connected:
+            before = len(each.log.received)
+            connection.data_received(calls(client, 10, "/test.Test/Unary", end=True))
+            taken.append(len(each.log.received) - before)
+        assert taken == [1, 1, 0]
+        assert [transport.is_reading for _, transport, _ in connected] == [False] * 3
+        turns_taken = 0
+        while not all(transport.is_reading for _, transport, _ in connected):
+            before = len(each.log.received)
+            await asyncio.sleep(0)
+            assert len(each.log.received) - before <= 2
+            turns_taken += 1
+        assert len(each.log.received) == 30
+        assert turns_taken >= 14
+
+    async def test_a_drain_ends_calls_in_slices(self, turns: Any) -> None:
+        each = await turns()
+        connection, _, client = await each.connect()
+        count = 2 * ENDS_TURN_MAX + 10
+        connection.data_received(calls(client, count))
+        for _ in range(count):
+            await asyncio.sleep(0)
+        assert len(each.log.received) == count
+        draining = asyncio.ensure_future(each.listener.drain(0))
+        ended = [0]
+        while ended[-1] < count:
+            await asyncio.sleep(0)
+            ended.append(len(each.log.closed))
+        connection.connection_lost(None)
+        await draining
+        assert max(after - before for before, after in pairwise(ended)) <= ENDS_TURN_MAX
+        assert set(each.log.closed) == {Why.LOST}
 
     async def test_nothing_is_pulled_while_the_transport_is_full(self, turns: Any) -> None:
         each = await turns()

@@ -8,8 +8,9 @@ Rules:
 1. A handler is made when the first message of its call is whole, or at a half-close without any. Until then
    the call is *unstarted*, which is bounded in time and number.
 2. Output is pulled: a call with output stands in a ring, and gets one frame a round. A call without room
-   stands aside until its window opens; without progress for `stall_seconds_max` it is reset, and its handler
-   hears LOST, because the client gave it up without a word.
+   stands aside until its window opens, or the connection's; without progress for `stall_seconds_max` it is
+   reset, and its handler hears LOST, because the client gave it up without a word. What a handler has handed
+   out and is not sent is counted; beyond the bounds a method with one request is refused before it starts.
 3. Bytes of a stream are given back to its window when they are applied (`consumed`); those of an unfinished
    message as they come, within the bounds of `UnfinishedMessages`, or a message larger than the window would
    never be whole. Prefixes and what compression saved are given back at once.
@@ -26,12 +27,15 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import chain, islice
+from math import inf
 from typing import Protocol
 
 from cellstream.errors import MessageTooLarge
 from cellstream.settings import Settings
 from cellstream.transport import frames, grpc_headers, packing
 from cellstream.transport.call import Code, Handler, Metadata, Peer, Service, Status, Why
+from cellstream.transport.frames import FRAME_BYTES_MAX
 from cellstream.transport.grpc_headers import NO_METADATA, Request, read_request
 from cellstream.transport.http2 import (
     Connection,
@@ -68,8 +72,16 @@ UNFINISHED_PART = 2
 """While others wait for buffers, a message has this part of `first_message_seconds` to be whole: less than
 all of it, so that a first message that had to wait is still in time."""
 
+ENDS_TURN_MAX = 256
+"""Calls that are ended in one go where many end together; the rest follows in later turns, 1 to 2 ms each."""
+
+LOOKS_TURN_MAX = 512
+"""Calls without room that one `pull` looks at, about a microsecond each. Against: SETTINGS that open the
+windows of all streams by a byte, again and again."""
+
 _PREFIX = struct.Struct(">BI")
 _PREFIX_BYTES = 5
+_EVENTS_UNTIMED = 8  # after so many cheap events the time is looked at; a power of two
 _UNIT_SHIFT = 10  # a unit of a turn's budget is a KiB of what is unpacked
 
 
@@ -122,7 +134,7 @@ class UnfinishedMessages:
         self._clock = clock
         self._call_at = call_at
         self._timer: Timer | None = None
-        self._calls: OrderedDict[GrpcCall, float] = OrderedDict()  # since when they may go on
+        self._calls: OrderedDict[GrpcCall, None] = OrderedDict()  # whose message began first
         self._waiting: OrderedDict[GrpcCall, None] = OrderedDict()
         self.size_bytes = 0
         self.whole_bytes = 0
@@ -130,16 +142,19 @@ class UnfinishedMessages:
     def __repr__(self) -> str:
         return f"<UnfinishedMessages: {self.size_bytes} bytes of {len(self._calls)} calls>"
 
-    def change(self, call: GrpcCall, size: int) -> None:
-        """Add so many bytes, or take them away, of a call that has some afterwards."""
+    def add(self, call: GrpcCall, size: int) -> None:
+        """Add so many bytes of a call's message, which begins with them if the call has none yet."""
         if call not in self._calls:
-            self._calls[call] = self._clock()
+            self._calls[call] = None
+            call.message_since = self._clock()
         self.size_bytes += size
 
     def remove(self, call: GrpcCall, size: int) -> None:
-        """Take the last bytes of a call away; others that waited may go on."""
+        """Take all bytes of a call's message away; others that waited may go on."""
         self._calls.pop(call, None)
-        self._waiting.pop(call, None)
+        if call in self._waiting:
+            del self._waiting[call]
+            call.waits -= 1
         self.size_bytes -= size
         if self._waiting:
             self._let_go_on()
@@ -158,38 +173,42 @@ class UnfinishedMessages:
         """Tell whether a call's window may be renewed; if not, it is renewed later."""
         if self.size_bytes + self.whole_bytes <= self._bytes_max or self.is_oldest(call):
             return True
-        self._waiting[call] = None
+        if call not in self._waiting:
+            self._waiting[call] = None
+            call.waits += 1
         if self._timer is None:
             self._timer = self._call_at(self._clock() + self._seconds_max, self._end_slow)
         return False
 
     def _let_go_on(self) -> None:
-        now = self._clock()
         oldest = next(iter(self._calls), None)
         if oldest is not None and oldest in self._waiting:
-            del self._waiting[oldest]
-            self._calls[oldest] = now
-            oldest.renew_window()
+            self._resume(oldest)
         granted = 0
         while self._waiting and self.size_bytes + self.whole_bytes + granted <= self._bytes_max:
-            call, _ = self._waiting.popitem(last=False)
-            self._calls[call] = now
-            granted += call.renew_window()
+            granted += self._resume(next(iter(self._waiting)))
+
+    def _resume(self, call: GrpcCall) -> int:
+        """Let a call that waited go on, its time beginning anew; return how much more it may send."""
+        del self._waiting[call]
+        call.waits -= 1
+        call.message_since = self._clock()
+        return call.renew_window()
 
     def _end_slow(self) -> None:
-        """Refuse the calls that did not finish in time, if others still wait."""
+        """Refuse the calls that did not finish in time, if others still wait; the rest in later turns."""
         self._timer = None
         if not self._waiting:
             return
         now = self._clock()
         since_max = now - self._seconds_max
-        slow = [
-            call for call, since in self._calls.items() if since <= since_max and call not in self._waiting
-        ]
+        late = (call for call in self._calls if call.message_since <= since_max and not call.waits)
+        slow = list(islice(late, ENDS_TURN_MAX))
         for call in slow:
             call.refuse_slow_message()
-        if self._waiting:
-            self._timer = self._call_at(now + self._seconds_max / 2, self._end_slow)
+        if self._waiting and self._timer is None:
+            wait_seconds = 0 if len(slow) == ENDS_TURN_MAX else self._seconds_max / 2
+            self._timer = self._call_at(now + wait_seconds, self._end_slow)
 
 
 class Totals:
@@ -200,23 +219,32 @@ class Totals:
         service: What is served.
         clock: The event loop's, in seconds.
         call_at: Has something called at a time of that clock.
+        stopwatch: Seconds that go on while the loop is held, as uvloop's clock does not; None: that clock.
 
     Attributes:
         calls: How many calls are open.
+        unsent_bytes: Of messages that handlers handed out, or a part of each, and that are not sent.
         unfinished: The bytes of unfinished messages.
         unstarted: The calls without a first message and when their time is over, the oldest first.
         on_idle: Called when the last call is over.
     """
 
     def __init__(
-        self, settings: Settings, service: Service, clock: Callable[[], float], call_at: CallAt
+        self,
+        settings: Settings,
+        service: Service,
+        clock: Callable[[], float],
+        call_at: CallAt,
+        stopwatch: Callable[[], float] | None = None,
     ) -> None:
         self.settings = settings
         self.service = service
         self.clock = clock
+        self.stopwatch = stopwatch or clock
         self.call_at = call_at
         self.methods = {path.encode(): method for path, method in service.methods.items()}
         self.calls = 0
+        self.unsent_bytes = 0
         self.unfinished = UnfinishedMessages(
             settings.buffered_bytes_max, settings.first_message_seconds / UNFINISHED_PART, clock, call_at
         )
@@ -232,16 +260,31 @@ class Totals:
         if self._timer is None:
             self._timer = self.call_at(when, self._end_unstarted)
 
+    def make_room(self) -> None:
+        """At the bound, end the call that has waited longest for its first message.
+
+        Clients that open calls and say nothing never keep out one that says it at once.
+        """
+        if len(self.unstarted) >= self.settings.unstarted_calls_max:
+            call = next(iter(self.unstarted))
+            text = f"the call waited longest of {len(self.unstarted)} for a first message. Send it sooner."
+            call.connection.end_unstarted(call, Status(Code.RESOURCE_EXHAUSTED, text))
+
     def _end_unstarted(self) -> None:
         self._timer = None
         now = self.clock()
-        while self.unstarted:
+        seconds = self.settings.first_message_seconds
+        for _ in range(ENDS_TURN_MAX):
+            if not self.unstarted:
+                return
             call, when = next(iter(self.unstarted.items()))
             if when > now:
                 self._timer = self.call_at(when, self._end_unstarted)
                 return
-            del self.unstarted[call]
-            call.connection.end_unstarted(call)
+            missing = "no message came" if call.first is None else "the client did not half-close"
+            text = f"{missing} within {seconds:g} seconds of the call's headers."
+            call.connection.end_unstarted(call, Status(Code.DEADLINE_EXCEEDED, text))
+        self._timer = self.call_at(now, self._end_unstarted)
 
 
 def _do_nothing() -> None:
@@ -268,6 +311,8 @@ class GrpcCall:
         partial: What has come of messages that are not whole, or are not read yet; None: nothing.
         first: The message of a method with one request, until the client half-closes.
         held_bytes: How many bytes of both count as unfinished.
+        message_since: Since when the message that these begin may come.
+        waits: In how many of `UnfinishedMessages` the call waits for room.
         unreturned_bytes: Received on the stream and not given back to its window.
         unconsumed_bytes: Of whole messages, not applied yet.
         beyond_bytes: How many of these are beyond the stream's window.
@@ -287,6 +332,7 @@ class GrpcCall:
         "is_input_over",
         "is_over",
         "is_queued",
+        "message_since",
         "metadata",
         "partial",
         "peer",
@@ -299,6 +345,7 @@ class GrpcCall:
         "timer",
         "unconsumed_bytes",
         "unreturned_bytes",
+        "waits",
     )
 
     def __init__(self, connection: GrpcConnection, stream: Stream, request: Request) -> None:
@@ -321,6 +368,8 @@ class GrpcCall:
         self.partial: bytearray | None = None
         self.first: bytes | None = None
         self.held_bytes = 0
+        self.message_since = 0.0
+        self.waits = 0
         self.unreturned_bytes = 0
         self.unconsumed_bytes = 0
         self.beyond_bytes = 0
@@ -393,9 +442,12 @@ class GrpcConnection:
         "_packed_bytes",
         "_requests",
         "_ring",
+        "_starved",
         "_totals",
         "_unfinished",
         "_units",
+        "_unsent_bytes",
+        "_until",
         "_wake",
         "_window_bytes",
         "_window_opened",
@@ -420,8 +472,10 @@ class GrpcConnection:
         self._notice = notice
         self.calls: set[GrpcCall] = set()
         self._ring: deque[GrpcCall] = deque()
-        self._blocked: dict[GrpcCall, None] = {}
-        self._window_opened = False
+        self._blocked: dict[GrpcCall, None] = {}  # for want of their streams' windows
+        self._starved: OrderedDict[GrpcCall, None] = OrderedDict()  # for want of the connection's
+        self._window_opened = False  # those of all streams, by SETTINGS
+        self._unsent_bytes = 0
         self._requests: dict[tuple[tuple[bytes, bytes], ...], Request] = {}
         self._unfinished = UnfinishedMessages(
             settings.connection_bytes_max,
@@ -436,6 +490,7 @@ class GrpcConnection:
         self._interrupted: GrpcCall | None = None  # whole messages of it are left for the next turn
         self._units = 0  # of the turn's budget, beyond frames and header bytes
         self._budget = 0
+        self._until = inf  # when the turn's time is over
         self._packed_bytes = 0  # of messages, since `pull` began: packing takes time
         self._is_lost = False
 
@@ -445,7 +500,9 @@ class GrpcConnection:
     @property
     def has_output(self) -> bool:
         """Whether a call waits for its turn to send."""
-        return bool(self._ring) or (self._window_opened and bool(self._blocked))
+        if self._ring or (self._window_opened and self._blocked):
+            return True
+        return bool(self._starved) and self._http2.connection_room > 0
 
     @property
     def has_input(self) -> bool:
@@ -461,8 +518,8 @@ class GrpcConnection:
 
     def requeue(self, call: GrpcCall) -> None:
         """Have a call looked at again, also one that stands aside."""
-        if call in self._blocked:
-            del self._blocked[call]
+        if call in self._blocked or call in self._starved:
+            self._step_in(call)
             self.queue(call)
         else:
             call.ready()
@@ -490,37 +547,60 @@ class GrpcConnection:
     def _may_renew(self, call: GrpcCall) -> bool:
         return self._unfinished.allow(call) and self._totals.unfinished.allow(call)
 
+    def _has_unsent_answers(self) -> bool:
+        """Tell whether a further answer might have no room.
+
+        A connection without any may always have one, so that nobody keeps the others' out.
+        """
+        if not self._unsent_bytes:
+            return False
+        settings = self._totals.settings
+        return (
+            self._unsent_bytes >= settings.connection_bytes_max
+            or self._totals.unsent_bytes >= settings.buffered_bytes_max
+        )
+
+    def _is_late(self) -> bool:
+        return self._totals.stopwatch() >= self._until
+
     # ------------------------------------------------------------ input
 
-    def process(self, budget: int) -> int:
-        """Dispatch what was received, until it or the budget is spent.
+    def process(self, budget: int, until: float = inf) -> int:
+        """Dispatch what was received, until it, the budget or the time is spent; a part of it in any case.
 
         Args:
-            budget: In units: a frame, a KiB of headers, a KiB unpacked, a further message of one frame.
+            budget: In units: a frame, 64 bytes of headers, a KiB unpacked, a further message of one frame.
+            until: When the time is over, by the stopwatch. What a handler does has no price beforehand.
 
         Returns:
             How many units it took.
         """
-        self._budget, self._units = budget, 0
+        self._budget, self._units, self._until = budget, 0, until
         if self._interrupted is not None:
             call, self._interrupted = self._interrupted, None
             self._read_messages(call)
-        if self._units >= budget:
-            return self._units
+            if self._units >= budget or self._is_late():
+                return self._units
         if self._later:
             events, self._later = self._later, []
         else:
             events = self._http2.events(budget - self._units)
             self._units += self._http2.spent
         paid = self._units  # beyond this, messages have cost too
-        rest = iter(events)
-        for event in rest:
+        left = len(events)
+        for event in events:
+            left -= 1
             if type(event) is DataReceived:
                 self._take_data(event)
+                if not left:
+                    break
+                is_timed = event.ended or not left % _EVENTS_UNTIMED
             else:
                 self._take(event)
-            if self._units > paid and self._units >= budget:
-                self._later = list(rest)
+                is_timed = True
+            is_spent = self._units > paid and self._units >= budget
+            if left and (is_spent or (is_timed and self._is_late())):
+                self._later = events[-left:]
                 break
         return self._units
 
@@ -528,7 +608,7 @@ class GrpcConnection:
         if isinstance(event, RequestReceived):
             self._begin(event)
         elif isinstance(event, WindowOpened):
-            self._open_window(event.stream)
+            self._open_window(event)
         elif isinstance(event, TrailersReceived):
             call = event.stream.owner
             if call is not None:
@@ -555,12 +635,11 @@ class GrpcConnection:
             self._refuse(stream, request.refusal)
         elif request.timeout_seconds is not None and request.timeout_seconds <= 0:
             self._refuse(stream, Status(Code.DEADLINE_EXCEEDED, "the call came without any time left."))
-        elif len(totals.unstarted) >= totals.settings.unstarted_calls_max:
-            text = (
-                f"{totals.settings.unstarted_calls_max} calls wait for their first message. Send one sooner."
-            )
+        elif totals.calls >= totals.settings.calls_max and self.calls:  # a connection may always have one
+            text = f"{totals.settings.calls_max} calls are open. Try again later."
             self._refuse(stream, Status(Code.RESOURCE_EXHAUSTED, text))
         else:
+            totals.make_room()
             self._open(GrpcCall(self, stream, request), event.ended)
 
     def _open(self, call: GrpcCall, ended: bool) -> None:
@@ -629,7 +708,8 @@ class GrpcConnection:
                 break
             if start:  # the first message of a frame is paid for with the frame
                 self._units += 1
-                if self._units > self._budget:
+                is_timed = not self._units % _EVENTS_UNTIMED
+                if self._units > self._budget or (is_timed and self._is_late()):
                     self._interrupted = call
                     break
             with memoryview(partial) as view:
@@ -642,26 +722,28 @@ class GrpcConnection:
             del partial[:start]
         if not partial:
             call.partial = None
-        self._account(call)
-        if call.has_ended:
+        if call.has_ended and self._interrupted is not call:
             self._half_close(call)
+        else:
+            self._account(call, is_another=start > 0)
 
-    def _account(self, call: GrpcCall) -> None:
-        """Count what is unfinished, and give back what may be."""
+    def _account(self, call: GrpcCall, *, is_another: bool) -> None:
+        """Count what is unfinished, which may be of another message than before; give back what may be."""
         held = len(call.partial or b"") + len(call.first or b"")
         before, call.held_bytes = call.held_bytes, held
+        if before and (is_another or not held):
+            self._release(call, before)
+            before = 0
         if held:
-            self._unfinished.change(call, held - before)
+            self._unfinished.add(call, held - before)
             unfinished = self._totals.unfinished
-            unfinished.change(call, held - before)
+            unfinished.add(call, held - before)
             if unfinished.size_bytes > self._totals.unfinished_refused_bytes and not unfinished.is_oldest(
                 call
             ):
                 text = "unfinished messages fill the server's buffers. Try again later."
                 self._refuse_input(call, Status(Code.RESOURCE_EXHAUSTED, text))
                 return
-        elif before:
-            self._release(call, before)
         self.renew_window(call)
 
     def _release(self, call: GrpcCall, size: int) -> None:
@@ -752,11 +834,17 @@ class GrpcConnection:
             text = "the method takes one request message, and there is none."
             self._finish(call, Status(Code.INTERNAL, text))
             return
+        if method.one_request and self._has_unsent_answers():
+            text = "answers that are not read fill the server's buffers. Read them, and try again."
+            self._finish(call, Status(Code.RESOURCE_EXHAUSTED, text))
+            return
         if not self._start(call):
             return
         if first is not None:
             self._deliver(call, first)
         self._tell_half_closed(call)
+        if method.one_request and call.status is not None and not call.is_over:
+            self._take_answer(call)
 
     def _start(self, call: GrpcCall) -> bool:
         """Make the handler, if there is none yet; tell whether there is one."""
@@ -793,13 +881,30 @@ class GrpcConnection:
 
     # ------------------------------------------------------------ output
 
-    def _open_window(self, stream: Stream | None) -> None:
-        """Note that there may be room: all that stand aside are looked at once a turn, however often."""
-        if stream is None:
+    def _open_window(self, event: WindowOpened) -> None:
+        """Note that there may be room: at most once a turn are all streams looked at, however often."""
+        if event.is_initial:
             self._window_opened = True
-        elif (call := stream.owner) is not None and call in self._blocked:
-            del self._blocked[call]
-            self._ring.append(call)
+        elif event.stream is not None:
+            call = event.stream.owner
+            if call is not None and call in self._blocked:
+                del self._blocked[call]
+                self._ring.append(call)
+        # The connection's own window is asked by `pull`, one call after the other.
+
+    def _take_answer(self, call: GrpcCall) -> None:
+        """Take the answer of a call that is done out of its handler, so that it counts until it is sent."""
+        data = self._next_framed(call)
+        if data is not None:
+            self._hold(call, data)
+
+    def _hold(self, call: GrpcCall, data: bytes) -> None:
+        call.pending, call.pending_start = data, 0
+        self._count_unsent(len(data))
+
+    def _count_unsent(self, size: int) -> None:
+        self._unsent_bytes += size
+        self._totals.unsent_bytes += size
 
     def pull(self, bytes_max: int) -> None:
         """Ask the calls for output in turns, until HTTP/2 holds so many bytes or nobody has anything to send.
@@ -807,15 +912,23 @@ class GrpcConnection:
         Args:
             bytes_max: Of `output_bytes`, and of what is packed; a frame more may be there at the end.
         """
-        http2, ring = self._http2, self._ring
+        http2, ring, starved = self._http2, self._ring, self._starved
         self._packed_bytes = 0
+        if self._is_lost:
+            ring.clear()  # nothing can be sent, and a handler may have something without end
+            return
         if self._window_opened:
             self._window_opened = False
             ring.extend(self._blocked)
             self._blocked.clear()
-        frame_bytes_max = http2.frame_bytes_max
-        while ring and http2.output_bytes + self._packed_bytes < bytes_max:
-            call = ring.popleft()
+        looks_left = LOOKS_TURN_MAX
+        while (ring or starved) and http2.output_bytes + self._packed_bytes < bytes_max:
+            if starved and http2.connection_room > 0:
+                call, _ = starved.popitem(last=False)
+            elif ring:
+                call = ring.popleft()
+            else:
+                break
             if call.is_over:
                 continue
             stream = call.stream
@@ -824,22 +937,30 @@ class GrpcConnection:
             if data is None:
                 if room <= 0 and call.status is None:
                     self._stand_aside(call)
+                    looks_left -= 1
+                    if not looks_left:
+                        break
                     continue
                 data = self._next_framed(call)
                 if data is None:
                     continue
-                if not call.has_headers_sent:
-                    self._send_headers(call)
-                if len(data) <= room and len(data) <= frame_bytes_max:
+                if len(data) <= room and len(data) <= FRAME_BYTES_MAX:
+                    if not call.has_headers_sent:
+                        self._send_headers(call)
                     http2.send_data(stream, data)
                     call.stalled_since = None
                     ring.append(call)
                     continue
-                call.pending, call.pending_start = data, 0
+                self._hold(call, data)
+            if not call.has_headers_sent:
+                self._send_headers(call)
             if room <= 0:
                 self._stand_aside(call)
+                looks_left -= 1
+                if not looks_left:
+                    break
             else:
-                self._send_part(call, data, min(room, frame_bytes_max))
+                self._send_part(call, data, min(room, FRAME_BYTES_MAX))
                 ring.append(call)
 
     def _next_framed(self, call: GrpcCall) -> bytes | None:
@@ -870,16 +991,24 @@ class GrpcConnection:
 
     def _send_part(self, call: GrpcCall, data: bytes, size: int) -> None:
         start = call.pending_start
-        end = start + size
+        end = min(start + size, len(data))
         self._http2.send_data(call.stream, data[start:end])
+        self._count_unsent(start - end)
         call.stalled_since = None
         if end >= len(data):
             call.pending = None
         else:
             call.pending_start = end
 
+    def _step_in(self, call: GrpcCall) -> None:
+        self._blocked.pop(call, None)
+        self._starved.pop(call, None)
+
     def _stand_aside(self, call: GrpcCall) -> None:
-        self._blocked[call] = None
+        if self._http2.connection_room > 0:
+            self._blocked[call] = None
+        else:
+            self._starved[call] = None
         if call.stalled_since is None:
             call.stalled_since = self._totals.clock()
 
@@ -898,18 +1027,17 @@ class GrpcConnection:
             self._refuse_input(call, Status(Code.RESOURCE_EXHAUSTED, text))
             self._wake()
 
-    def end_unstarted(self, call: GrpcCall) -> None:
+    def end_unstarted(self, call: GrpcCall, status: Status) -> None:
         """End a call whose first message did not come."""
-        if not call.is_over:
-            seconds = self._totals.settings.first_message_seconds
-            text = f"no message came within {seconds:g} seconds of the call's headers."
-            self._finish(call, Status(Code.DEADLINE_EXCEEDED, text))
-            self._wake()
+        self._finish(call, status)
+        self._wake()
 
-    def end_stalled(self, now: float) -> int:
-        """Reset the calls whose output made no progress for too long; return how many there were."""
+    def end_stalled(self, now: float, count: int = ENDS_TURN_MAX) -> int:
+        """Reset so many calls whose output made no progress for too long; return how many there were."""
         since_min = now - self._totals.settings.stall_seconds_max
-        stalled = [call for call in self._blocked if (call.stalled_since or now) <= since_min]
+        aside = chain(self._blocked, self._starved)
+        late = (call for call in aside if (call.stalled_since or now) <= since_min)
+        stalled = list(islice(late, count))
         for call in stalled:
             self._http2.reset(call.stream, frames.Code.CANCEL)
             self._close(call, Why.LOST)
@@ -917,16 +1045,19 @@ class GrpcConnection:
             self._wake()
         return len(stalled)
 
-    def end_all(self, status: Status) -> None:
-        """End every call with this status at once; their handlers hear LOST."""
-        for call in tuple(self.calls):
+    def end_all(self, status: Status, count: int) -> int:
+        """End so many calls with this status, whose handlers hear LOST; return how many there were."""
+        ending = list(islice(self.calls, count))
+        for call in ending:
             self._finish(call, status, Why.LOST)
+        return len(ending)
 
     def lose(self) -> None:
         """Note that the connection is gone; `close_lost` tells the handlers."""
         self._is_lost = True
         self._ring.clear()
         self._blocked.clear()
+        self._starved.clear()
         self._later.clear()
         self._interrupted = None
 
@@ -975,7 +1106,9 @@ class GrpcConnection:
         call.is_over = True
         if call.beyond_bytes:
             self.count_beyond(call)
-        call.pending = None
+        if call.pending is not None:
+            self._count_unsent(call.pending_start - len(call.pending))
+            call.pending = None
         call.stream.owner = None
         call.metadata = NO_METADATA
         if call.timer is not None:
@@ -983,7 +1116,7 @@ class GrpcConnection:
             call.timer = None
         totals = self._totals
         totals.unstarted.pop(call, None)
-        self._blocked.pop(call, None)
+        self._step_in(call)
         self.calls.discard(call)
         self._tell_closed(call, why)
         totals.calls -= 1

@@ -7,8 +7,9 @@ Rules:
 
 1. A *turn* is one visit of the event loop to its sockets. What was read is parsed and dispatched at once;
    what there is to write leaves at the turn's end, one `write` for each connection, or earlier by `flush`.
-2. In a turn a connection has a budget (`connection_turn_frames_max`), and so have all together. One that has
-   spent it is not read until its rest is dispatched, in later turns and after all others had theirs.
+2. In a turn a connection has a budget (`connection_turn_frames_max`) and a time, and so have all together.
+   One that has spent either is not read until its rest is dispatched, in later turns and after all others
+   had theirs.
 3. At most `WRITE_BUFFER_BYTES` stay in asyncio's transport and as many in HTTP/2; what handlers have beyond
    that stays with them. A peer that does not read what we have to say is not read either.
 4. A connection leaves in order: a last GOAWAY, all that is unsent, half-close, then what still comes is
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +35,7 @@ from cellstream.settings import Settings
 from cellstream.transport import sockets as addresses
 from cellstream.transport.call import Code, Peer, Service, Status
 from cellstream.transport.frames import Code as ErrorCode
-from cellstream.transport.grpc import GrpcConnection, Timer, Totals
+from cellstream.transport.grpc import ENDS_TURN_MAX, GrpcConnection, Timer, Totals
 from cellstream.transport.http2 import Connection, ConnectionFailed, Event, PingAcknowledged
 from cellstream.transport.tls import Certificates, TlsFailed, TlsSession, is_wanted
 
@@ -53,8 +55,12 @@ and SETTINGS floods whose answers nobody reads (CVE-2019-9512, -9515)."""
 TURN_SHARE = 4
 """All connections together have so many times one connection's budget in a turn."""
 
-HANDSHAKES_TURN_MAX = 4
-"""TLS handshakes in a turn. Each takes about a millisecond, in which nobody else is served."""
+TURN_PART = 2
+"""All connections together have this part of a call's target (`step_milliseconds_max`) for their input in a
+turn, so that health answers as soon while clients ask for much as while the model computes."""
+
+CONNECTION_PART = 2
+"""And one connection has this part of what all have."""
 
 HANDSHAKE_BYTES_MAX = 64 << 10
 """Bytes of a handshake that were not dealt with yet; a client's certificates take a few KiB."""
@@ -67,9 +73,6 @@ LINGER_BYTES_MAX = 4 << 20
 
 GOAWAY_SECONDS = 1.0
 """How long the first GOAWAY may take to the peer and back before the last one is sent (RFC 9113, 6.8)."""
-
-LOST_TURN_MAX = 256
-"""Calls of a lost connection whose handlers hear it in one turn."""
 
 _DRAIN_PING = b"draining"
 _ALIVE_PING = b"alive???"
@@ -114,6 +117,7 @@ class Listener:
         self.port = 0 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
         self.certificates = Certificates(settings) if is_wanted(settings) else None
         self.budget = self._budget_max = TURN_SHARE * settings.connection_turn_frames_max
+        self.seconds_left = self.turn_seconds = settings.step_milliseconds_max / 1000 / TURN_PART
         self._sockets = sockets
         self._servers: list[asyncio.Server] = []
         self._connections: set[_Connection] = set()
@@ -124,7 +128,7 @@ class Listener:
         self._is_over = False  # no connection is taken any more
         self._changed: asyncio.Event
         self._loop: asyncio.AbstractEventLoop
-        self.totals = Totals(settings, service, self._now, self._call_at)
+        self.totals = Totals(settings, service, self._now, self._call_at, time.perf_counter)
 
     def __repr__(self) -> str:
         return f"<Listener on port {self.port}: {self.connections} connections, {self.calls} calls>"
@@ -182,15 +186,25 @@ class Listener:
         for server in self._servers:
             server.close()
         text = "the server went away before the call was over."
-        for connection in tuple(self._connections):
-            connection.end_calls(Status(Code.UNAVAILABLE, text))
-            connection.leave()
+        await self._end_calls(Status(Code.UNAVAILABLE, text))
         await self._wait(lambda: not self._connections, self._loop.time() + 2 * LINGER_SECONDS)
         for connection in tuple(self._connections):
             connection.abort()
         await self._wait(lambda: not self._connections, self._loop.time() + LINGER_SECONDS)
         for bound in self._sockets:
             bound.close()
+
+    async def _end_calls(self, status: Status) -> None:
+        """End all calls and let their connections go, in slices."""
+        left = ENDS_TURN_MAX
+        for connection in tuple(self._connections):
+            while ended := connection.end_calls(status, left):
+                left -= ended
+                if left <= 0:
+                    await asyncio.sleep(0)
+                    left = ENDS_TURN_MAX
+            connection.leave()
+            left = max(1, left - 1)
 
     async def _wait(self, is_done: Callable[[], bool], end: float) -> None:
         """Wait until it is done, or the time is over."""
@@ -256,11 +270,12 @@ class Listener:
         for connection in active:
             connection.end_turn()
         self.budget = self._budget_max
+        self.seconds_left = self.turn_seconds
         for _ in range(len(self._waiting)):
-            if self.budget <= 0:
+            if self.budget <= 0 or self.seconds_left <= 0:
                 break
             self._waiting.popleft().go_on()
-        for _ in range(min(HANDSHAKES_TURN_MAX, len(self._handshakes))):
+        for _ in range(min(self.settings.handshakes_turn_max, len(self._handshakes))):
             self._handshakes.popleft().go_on_with_handshake()
         if self._waiting or self._handshakes:
             self.arm()
@@ -291,6 +306,7 @@ class _Connection(asyncio.Protocol):
         "_listener",
         "_loop",
         "_ping_sent_at",
+        "_seconds_left",
         "_timer",
         "_tls",
         "_transport",
@@ -308,6 +324,7 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._tls: TlsSession | None = None
         self._budget = listener.settings.connection_turn_frames_max
+        self._seconds_left = listener.turn_seconds / CONNECTION_PART
         self._is_active = False
         self._is_waiting = False
         self._is_handshake_queued = False
@@ -392,7 +409,7 @@ class _Connection(asyncio.Protocol):
         self._tell_lost()
 
     def _tell_lost(self) -> None:
-        if self._grpc.close_lost(LOST_TURN_MAX):
+        if self._grpc.close_lost(ENDS_TURN_MAX):
             self._loop.call_soon(self._tell_lost)
         elif self._is_closed:
             self._listener.discard(self)
@@ -450,13 +467,18 @@ class _Connection(asyncio.Protocol):
             self._listener.activate(self)
 
     def _dispatch(self) -> None:
-        """Dispatch what was received within the budget, and see to the rest."""
+        """Dispatch what was received within the budget and the time, and see to the rest."""
         listener = self._listener
         budget = min(self._budget, listener.budget)
-        if budget > 0 and not self._is_output_unread():
-            spent = self._grpc.process(budget)
+        seconds = min(self._seconds_left, listener.seconds_left)
+        if budget > 0 and seconds > 0 and not self._is_output_unread():
+            start = time.perf_counter()
+            spent = self._grpc.process(budget, start + seconds)
+            spent_seconds = time.perf_counter() - start
             self._budget -= spent
+            self._seconds_left -= spent_seconds
             listener.budget -= spent
+            listener.seconds_left -= spent_seconds
         if not self._is_active:
             self._is_active = True
             listener.activate(self)
@@ -480,6 +502,7 @@ class _Connection(asyncio.Protocol):
         """Write, and renew the budget."""
         self._is_active = False
         self._budget = self._listener.settings.connection_turn_frames_max
+        self._seconds_left = self._listener.turn_seconds / CONNECTION_PART
         self.flush()
         if self._grpc.has_output and self._write_paused_at is None and not self._is_closed:
             self._wake()  # there was more than one turn may write
@@ -551,11 +574,11 @@ class _Connection(asyncio.Protocol):
         if self._is_stalled(now):
             self.abort("stalled")
             return
-        if count := self._grpc.end_stalled(now):
-            self._listener.ended["stalled_call"] += count
+        count = self._grpc.end_stalled(now, ENDS_TURN_MAX)
+        self._listener.ended["stalled_call"] += count
         when = self._check_alive(now)
-        if when is not None:
-            self._arm_timer(min(when, now + settings.stall_seconds_max))
+        if when is not None:  # at once, if there may be more that stalled
+            self._arm_timer(now if count == ENDS_TURN_MAX else min(when, now + settings.stall_seconds_max))
 
     def _is_stalled(self, now: float) -> bool:
         """Tell whether the peer has taken nothing of what waits in the transport for too long."""
@@ -623,10 +646,15 @@ class _Connection(asyncio.Protocol):
         self._wake()
         self._listener.changed()
 
-    def end_calls(self, status: Status) -> None:
-        """End the calls that are open."""
-        if not self._is_closed:
-            self._grpc.end_all(status)
+    def end_calls(self, status: Status, count: int) -> int:
+        """End so many of the calls that are open, and take no more; return how many there were."""
+        if self._is_closed:
+            return 0
+        if self._tls is None or self._tls.is_ready:
+            self._send_last_goaway()
+        ended = self._grpc.end_all(status, count)
+        self._wake()
+        return ended
 
     def leave(self) -> None:
         """Send what is unsent, and go."""
