@@ -15,7 +15,7 @@ from cellstream.api import convert
 from cellstream.api.context import Context
 from cellstream.api.flow import Flow
 from cellstream.api.outbox import FAILURE_BYTES, NOTICE_BYTES, Outbox, Part, Unencodable, Write
-from cellstream.api.parsing import has_more_fields, parse
+from cellstream.api.parsing import ITEM_BYTES_MIN, has_more_fields, parse
 from cellstream.engine import Progress
 from cellstream.errors import CellstreamError, MalformedMessage, MessageTooLarge
 from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Served, Session
@@ -71,7 +71,7 @@ class PredictStream:
         if self._stream.paused or self._unread:
             self._unread.append(_Unread(message, 0, self._context.clock()))
         else:
-            self._read(_Unread(message, 0, self._context.clock()))
+            self._read(message, 0, self._context.clock())
 
     def half_closed(self) -> None:
         """End the stream once all that was read is answered."""
@@ -133,21 +133,21 @@ class PredictStream:
             if self._stream.paused:
                 self._unread += kept[place:]
                 break
-            self._read(unread)
+            self._read(*unread)
         self._end_if_answered()
 
-    def _read(self, unread: _Unread) -> None:
+    def _read(self, message: bytes, done: int, received_at: float) -> None:
         """Do what a message asks; one that cannot be read ends the stream once all before it is answered."""
         if self._last_status is not None:
             return  # behind a message that ends the stream
         try:
-            done = self._take(unread.message, unread.done, unread.received_at)
+            stopped_at = self._take(message, done, received_at)
         except CellstreamError as refused:
             self._last_status = self._context.errors.explain(refused)
             self._end_if_answered()
         else:
-            if done is not None:
-                self._unread.append(_Unread(unread.message, done, unread.received_at))
+            if stopped_at is not None:
+                self._unread.append(_Unread(message, stopped_at, received_at))
 
     def _take(self, raw: bytes, done: int, received_at: float) -> int | None:
         """Do what one message asks, in the order of its fields, until the stream is paused.
@@ -162,11 +162,12 @@ class PredictStream:
         """
         settings = self._context.settings
         items_max = settings.message_items_max
-        if has_more_fields(raw, items_max):
+        if len(raw) > ITEM_BYTES_MIN * items_max and has_more_fields(raw, items_max):
             raise _too_many_items(f"more than {items_max}", items_max)
         request = parse(pb.PredictRequest, raw, settings.message_bytes_max)
         # Held and sliced: protobuf makes a list anew each time it is asked for one, which took a fifth of the
-        # Python of a message with one feed, and its iterators end by raising an IndexError.
+        # Python of a message with one feed, and its iterators end by raising an IndexError. Most messages
+        # have feeds alone: what is empty is not sliced.
         opens, resets, feeds, closes = request.opens, request.resets, request.feeds, request.closes
         before_feeds = len(opens) + len(resets)
         before_closes = before_feeds + len(feeds)
@@ -175,27 +176,30 @@ class PredictStream:
             raise _too_many_items(str(items), items_max)
         share = len(raw) // items if items else 0  # of the message's bytes, for each that may have to wait
         registry, stream = self._context.registry, self._stream
-        for wanted in opens[done:]:
-            if stream.paused:
-                return done
-            registry.open(stream, wanted.handle, _load_open(wanted))
-            done += 1
-        for reset in resets[done - len(opens) :]:
-            if stream.paused:
-                return done
-            registry.reset(stream, reset.handle, share)
-            done += 1
-        tokens_max = settings.feed_tokens_max
-        for feed in feeds[done - before_feeds :]:
-            if stream.paused:
-                return done
-            registry.feed(stream, feed.handle, convert.given_by(feed, received_at, share, tokens_max))
-            done += 1
-        for close in closes[done - before_closes :]:
-            if stream.paused:
-                return done
-            registry.close(stream, close.handle, close.keep, share)
-            done += 1
+        if done < before_feeds:
+            for wanted in opens[done:]:
+                if stream.paused:
+                    return done
+                registry.open(stream, wanted.handle, _load_open(wanted))
+                done += 1
+            for reset in resets[done - len(opens) :]:
+                if stream.paused:
+                    return done
+                registry.reset(stream, reset.handle, share)
+                done += 1
+        if done < before_closes:
+            tokens_max = settings.feed_tokens_max
+            for feed in feeds[done - before_feeds :]:
+                if stream.paused:
+                    return done
+                registry.feed(stream, feed.handle, convert.given_by(feed, received_at, share, tokens_max))
+                done += 1
+        if done < items:
+            for close in closes[done - before_closes :]:
+                if stream.paused:
+                    return done
+                registry.close(stream, close.handle, close.keep, share)
+                done += 1
         if rest := len(raw) - share * (items - len(opens)):
             self._flow.applied(rest)
         return None
