@@ -15,11 +15,11 @@ from cellstream.engine import Progress
 from cellstream.sessions import QueuedFeed, Served
 from cellstream.v1 import prediction_pb2 as pb
 
-FAILURE_BYTES = 600
+FAILURE_BYTES = 1100
 """About what a failure takes while it waits: its error, and what names the feed. The message of protobuf,
-which takes three times as much, is made when there is room."""
+which takes twice as much, is made when there is room."""
 
-NOTICE_BYTES = 300
+NOTICE_BYTES = 500
 """The same of what was opened, and of an event."""
 
 

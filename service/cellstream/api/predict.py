@@ -6,8 +6,8 @@ client that does not read is neither read nor stepped: it blocks only itself.
 
 from __future__ import annotations
 
+import struct
 from functools import partial
-from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -21,6 +21,8 @@ from cellstream.errors import CellstreamError, MalformedMessage, MessageTooLarge
 from cellstream.sessions import Cause, Ending, Handle, Mode, Open, QueuedFeed, Served, Session
 from cellstream.transport.call import OK, Call, Status, Why
 from cellstream.v1 import prediction_pb2 as pb
+
+_SIZE = struct.Struct("=I")
 
 
 class PredictStream:
@@ -40,6 +42,7 @@ class PredictStream:
         "_context",
         "_flow",
         "_half_closed",
+        "_items_done",
         "_last_status",
         "_outbox",
         "_stream",
@@ -57,7 +60,9 @@ class PredictStream:
         self._outbox = Outbox(context.settings.response_bytes_max)
         self._answered: list[tuple[Served, float]] = []
         self._taken_bytes = 0  # of the response that is being sent
-        self._unread: list[_Unread] = []  # what came while it is paused; bounded by its window
+        # What came while it is paused, each message behind its size: bounded by its window.
+        self._unread = bytearray()
+        self._items_done = 0  # of the first of these
         self._half_closed = False
         self._last_status: Status | None = None  # how it ends, once all that was read is answered
 
@@ -68,10 +73,13 @@ class PredictStream:
 
     def received(self, message: bytes) -> None:
         """Do what a message asks, or keep it until the stream is no longer paused."""
+        if not message:
+            return  # it asks nothing, and kept it would cost more than the window counts
         if self._stream.paused or self._unread:
-            self._unread.append(_Unread(message, 0, self._context.clock()))
-        else:
-            self._read(message, 0, self._context.clock())
+            self._keep(message)
+        elif (stopped_at := self._read(message, 0)) is not None:
+            self._keep(message)
+            self._items_done = stopped_at
 
     def half_closed(self) -> None:
         """End the stream once all that was read is answered."""
@@ -126,28 +134,46 @@ class PredictStream:
 
     # ------------------------------------------------------------ reading
 
+    def _keep(self, message: bytes) -> None:
+        self._unread += _SIZE.pack(len(message))
+        self._unread += message
+
     def _read_on(self) -> None:
-        """Read what was kept, as far as the stream is not paused again."""
-        kept, self._unread = self._unread, []
-        for place, unread in enumerate(kept):
-            if self._stream.paused:
-                self._unread += kept[place:]
+        """Read what was kept, as far as the stream is not paused again.
+
+        It counts as unread until all of it was looked at: a half-closed stream must not end in between.
+        """
+        unread, place = self._unread, 0
+        while place < len(unread) and not self._stream.paused:
+            start = place + _SIZE.size
+            end = start + _SIZE.unpack_from(unread, place)[0]
+            stopped_at = self._read(bytes(unread[start:end]), self._items_done)
+            if stopped_at is not None:
+                self._items_done = stopped_at
                 break
-            self._read(*unread)
+            self._items_done = 0
+            place = end
+        del unread[:place]
         self._end_if_answered()
 
-    def _read(self, message: bytes, done: int, received_at: float) -> None:
-        """Do what a message asks; one that cannot be read ends the stream once all before it is answered."""
+    def _read(self, message: bytes, done: int) -> int | None:
+        """Do what a message asks; one that cannot be read ends the stream once all before it is answered.
+
+        Args:
+            message: It.
+            done: How many of its items have been done.
+
+        Returns:
+            How many are done, if the stream was paused before the last; None: nothing is left to do.
+        """
         if self._last_status is not None:
-            return  # behind a message that ends the stream
+            return None  # behind a message that ends the stream
         try:
-            stopped_at = self._take(message, done, received_at)
+            return self._take(message, done, self._context.clock())
         except CellstreamError as refused:
             self._last_status = self._context.errors.explain(refused)
             self._end_if_answered()
-        else:
-            if stopped_at is not None:
-                self._unread.append(_Unread(message, stopped_at, received_at))
+            return None
 
     def _take(self, raw: bytes, done: int, received_at: float) -> int | None:
         """Do what one message asks, in the order of its fields, until the stream is paused.
@@ -155,7 +181,7 @@ class PredictStream:
         Args:
             raw: The message.
             done: How many of its items have been done.
-            received_at: When it came, seconds of the server's clock.
+            received_at: When it was read, seconds of the server's clock.
 
         Returns:
             How many items are done, if some are left; None: all are.
@@ -313,14 +339,6 @@ class PredictStream:
             time=_timestamp(time),
             error=None if error is None else self._context.errors.status(error),
         )
-
-
-class _Unread(NamedTuple):
-    """A message of a paused stream: it, how many of its items are done, and when it came."""
-
-    message: bytes
-    done: int
-    received_at: float
 
 
 def _write_opened(
