@@ -227,6 +227,42 @@ async def test_a_hangup_that_nohup_ignores(tiny: Path, tmp_path: Path) -> None:
         assert await server.wait() == 0
 
 
+@pytest.mark.parametrize(("host", "is_told"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_listening_beyond_this_machine_without_tls_is_told(
+    host: str, is_told: bool, tiny: Path, tmp_path: Path
+) -> None:
+    """Everybody on the way can read and change what is sent, so whoever starts it is told."""
+    async with real_server(tiny, tmp_path, "--host", host) as server:
+        await logged(server, "serving")
+        server.send_signal(signal.SIGTERM)
+        rest = (await server.stderr.read()).decode()
+        events = [json.loads(line)["event"] for line in rest.splitlines()]
+        assert ("serving_without_tls" in events) is is_told
+        assert await server.wait() == 0
+
+
+async def test_a_metrics_port_that_is_taken_meanwhile_stops_the_server(tiny: Path) -> None:
+    """Two servers that start at once: the one that comes second serves nothing, and says why."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def start() -> bool:
+        try:
+            async with running_server(tiny, metrics_port=port):
+                await until_all_have_tried.wait()
+                return True
+        except PortInUse as error:
+            assert str(port) in error.message  # noqa: PT017 - one of the two raises, whichever
+            return False
+        finally:
+            until_all_have_tried.set()
+
+    until_all_have_tried = asyncio.Event()
+    async with asyncio.timeout(60):
+        assert sorted(await asyncio.gather(start(), start())) == [False, True]
+
+
 async def test_a_signal_while_models_are_loaded(tiny: Path, tmp_path: Path) -> None:
     """It is obeyed then and not after them, and nothing has listened."""
     with socket.socket() as probe:

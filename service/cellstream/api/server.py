@@ -252,7 +252,11 @@ class Server:
     async def _listen(self) -> None:
         await self._transport.start()
         self.port = self._transport.port
-        await self._pages.start()
+        try:
+            await self._pages.start()
+        except BaseException:
+            await self._transport.drain(0.0)  # or it would go on serving a server that was not started
+            raise
         self.metrics_port = self._pages.port
         for service in ("", *SERVICES):
             self._health.set(service, serving=True)
